@@ -18,11 +18,14 @@ struct relay_backend_options {
     size_t size;      /* sizeof(struct relay_backend_options), so that it can grow */
     uint32_t threads; /* compute threads; 0 = one per CPU this process may run on */
 };
-#define RELAY_BACKEND_OPTIONS_INIT {sizeof(struct relay_backend_options), 0}
+#define RELAY_BACKEND_OPTIONS_INIT                                                                 \
+    {                                                                                              \
+        sizeof(struct relay_backend_options), 0                                                    \
+    }
 
 struct relay_backend_info {
-    const char *name;      /* "cpu" */
-    const char *isa;       /* "portable" */
+    const char *name; /* "cpu" */
+    const char *isa;  /* "portable" */
     uint32_t threads;
     uint32_t page_tokens;  /* the page size this backend likes */
     bool batch_invariant;  /* a row has the same bits alone and in any batch */
@@ -31,28 +34,28 @@ struct relay_backend_info {
 
 /* Opens a backend by name. NOT_FOUND for a name that is not built in, UNAVAILABLE when its hardware
  * is missing, RESOURCE_EXHAUSTED. */
-RELAY_EXPORT RELAY_MUST_CHECK enum relay_code
-relay_backend_open(const char *name, const struct relay_backend_options *options,
-                   struct relay_backend **out, struct relay_error *err);
+RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_open(
+    const char *name, const struct relay_backend_options *options, struct relay_backend **out,
+    struct relay_error *err);
 /* Waits for what is enqueued, stops the threads. NULL is fine. */
 RELAY_EXPORT void relay_backend_close(struct relay_backend *backend);
 /* Borrowed; valid until close. */
-RELAY_EXPORT const struct relay_backend_info *
-relay_backend_info(const struct relay_backend *backend);
+RELAY_EXPORT const struct relay_backend_info *relay_backend_info(
+    const struct relay_backend *backend);
 /* The name of the i-th built-in backend, NULL past the end. */
 RELAY_EXPORT const char *relay_backend_name(size_t i);
 
 /* OK, or UNIMPLEMENTED naming the shape, or INVALID_ARGUMENT for a shape that makes no sense. */
-RELAY_EXPORT RELAY_MUST_CHECK enum relay_code
-relay_backend_supports(const struct relay_backend *backend, const struct relay_shape *shape,
-                       struct relay_error *err);
+RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_supports(
+    const struct relay_backend *backend, const struct relay_shape *shape, struct relay_error *err);
 
 /* Sets page_tokens, split_tokens_min, splits_max, block_tokens and item_rows_max of a plan input to
  * what this backend's kernel for in->shape wants (page_tokens only where it is 0). */
 RELAY_EXPORT void relay_backend_plan_defaults(const struct relay_backend *backend,
                                               struct relay_plan_input *in);
 
-/* ---- memory for K/V pages ---------------------------------------------------------------------- */
+/* ---- memory for K/V pages ----------------------------------------------------------------------
+ */
 
 /* Reserves address space that is not memory yet. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_reserve(struct relay_backend *backend,
@@ -96,14 +99,15 @@ struct relay_pages_span {
     uint32_t token_count;
 };
 /* k [token_count,Hkv,dqk], v [token_count,Hkv,dv] (ignored with v_from_k). Blocks until stored. */
-RELAY_EXPORT RELAY_MUST_CHECK enum relay_code
-relay_backend_pages_write(struct relay_backend *backend, const struct relay_pages_span *span,
-                          const void *k, const void *v, struct relay_error *err);
-RELAY_EXPORT RELAY_MUST_CHECK enum relay_code
-relay_backend_pages_read(struct relay_backend *backend, const struct relay_pages_span *span,
-                         void *k, void *v, struct relay_error *err);
+RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_pages_write(
+    struct relay_backend *backend, const struct relay_pages_span *span, const void *k,
+    const void *v, struct relay_error *err);
+RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_pages_read(
+    struct relay_backend *backend, const struct relay_pages_span *span, void *k, void *v,
+    struct relay_error *err);
 
-/* ---- running ------------------------------------------------------------------------------------ */
+/* ---- running ------------------------------------------------------------------------------------
+ */
 
 /* The tensors of one call. Memory from relay_backend_io_alloc. */
 struct relay_io {
@@ -118,7 +122,7 @@ struct relay_problem {
     const struct relay_shape *shape;
     const struct relay_plan *plan; /* built for this shape */
     struct relay_kv_layer kv;
-    const float *sinks; /* [Hq] or NULL; used when plan->part is FULL */
+    const float *sinks;         /* [Hq] or NULL; used when plan->part is FULL */
     const struct relay_io *ios; /* indexed by the plan rows' io */
     uint32_t num_ios;
     void *workspace; /* from relay_backend_io_alloc or reserve + commit */

@@ -44,15 +44,15 @@ struct relay_segment {
 
 /* One request's rows. Row i (0 <= i < q_len) has absolute position `position + i`. */
 struct relay_entry {
-    uint32_t io;                /* which relay_io of the problem its tensors are in */
-    uint32_t row_begin;         /* first row in that io's tensors */
-    uint32_t q_len;             /* >= 1 */
-    uint32_t segment;           /* the prompt (its deepest level), or RELAY_NO_SEGMENT */
-    uint32_t position;          /* absolute position of row 0 */
-    const uint32_t *pages;      /* own context pages, copied by the build */
-    uint32_t context_position;  /* absolute position of context token 0 */
-    uint32_t context_tokens;    /* context tokens held, this call's new ones included */
-    bool append;                /* store the io's k, v rows at positions [position, +q_len) first */
+    uint32_t io;               /* which relay_io of the problem its tensors are in */
+    uint32_t row_begin;        /* first row in that io's tensors */
+    uint32_t q_len;            /* >= 1 */
+    uint32_t segment;          /* the prompt (its deepest level), or RELAY_NO_SEGMENT */
+    uint32_t position;         /* absolute position of row 0 */
+    const uint32_t *pages;     /* own context pages, copied by the build */
+    uint32_t context_position; /* absolute position of context token 0 */
+    uint32_t context_tokens;   /* context tokens held, this call's new ones included */
+    bool append;               /* store the io's k, v rows at positions [position, +q_len) first */
 };
 
 struct relay_plan_input {
@@ -66,11 +66,12 @@ struct relay_plan_input {
     uint32_t page_tokens;      /* tokens per page, >= 1 */
     uint32_t split_tokens_min; /* smallest split of a segment; a multiple of block_tokens */
     uint32_t splits_max;       /* at most so many splits of one segment, >= 1 */
-    uint32_t block_tokens;     /* kernels walk a segment in blocks of so many tokens from its start */
-    uint32_t item_rows_max;    /* rows of one item at most; 0 = no limit */
+    uint32_t block_tokens;  /* kernels walk a segment in blocks of so many tokens from its start */
+    uint32_t item_rows_max; /* rows of one item at most; 0 = no limit */
 };
 
-/* ---- output: what backends read --------------------------------------------------------------- */
+/* ---- output: what backends read ---------------------------------------------------------------
+ */
 
 struct relay_plan_segment {
     uint32_t page_begin; /* into plan->pages */
@@ -122,8 +123,9 @@ struct relay_plan {
     uint32_t num_items;
     uint32_t num_appends;
     uint32_t num_merge_index;
-    uint32_t num_partials;   /* partial rows: [Hq] LSE + [Hq,dv] float32 each */
-    uint64_t prompt_tokens_read; /* sum over items of shared segments; times bytes per token = bytes */
+    uint32_t num_partials; /* partial rows: [Hq] LSE + [Hq,dv] float32 each */
+    uint64_t
+        prompt_tokens_read; /* sum over items of shared segments; times bytes per token = bytes */
     uint64_t context_tokens_read;
     const struct relay_plan_segment *segments;
     const uint32_t *pages;

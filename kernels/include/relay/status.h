@@ -12,9 +12,9 @@ extern "C" {
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-#define RELAY_MUST_CHECK __attribute__((warn_unused_result))
+#define RELAY_MUST_CHECK        __attribute__((warn_unused_result))
 #define RELAY_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
-#define RELAY_EXPORT __attribute__((visibility("default")))
+#define RELAY_EXPORT            __attribute__((visibility("default")))
 #else
 #define RELAY_MUST_CHECK
 #define RELAY_PRINTF(fmt, args)

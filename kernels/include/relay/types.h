@@ -55,7 +55,7 @@ enum relay_sharing {
  * j / chunk == p / chunk (chunk > 0). Source of the split into prompt and context parts:
  * RelayAttention, Zhu et al., ACL 2024. */
 struct relay_layer_kind {
-    uint32_t num_q_heads;      /* a multiple of num_kv_heads */
+    uint32_t num_q_heads; /* a multiple of num_kv_heads */
     uint32_t num_kv_heads;
     uint32_t head_dim_qk;      /* multiple of 8 */
     uint32_t head_dim_v;       /* multiple of 8 */
@@ -75,17 +75,17 @@ struct relay_model {
     uint32_t num_kinds;
     const struct relay_layer_kind *kinds; /* [num_kinds] */
     const uint32_t *layer_kind;           /* [L] index into kinds */
-    const uint32_t *kv_layer;             /* [L] layer whose K/V is used (own index = own), or NULL */
-    enum relay_dtype kv_dtype;            /* stored */
-    const float *sinks;                   /* NULL, or per layer its kind's Hq floats; -inf = none */
-    const float *k_scale;                 /* F8_E4M3: per layer Hkv floats; value = stored * scale */
+    const uint32_t *kv_layer;  /* [L] layer whose K/V is used (own index = own), or NULL */
+    enum relay_dtype kv_dtype; /* stored */
+    const float *sinks;        /* NULL, or per layer its kind's Hq floats; -inf = none */
+    const float *k_scale;      /* F8_E4M3: per layer Hkv floats; value = stored * scale */
     const float *v_scale;
 };
 
 /* Limits a model must keep; what exceeds them is INVALID_ARGUMENT. */
-#define RELAY_LAYERS_MAX 512u
-#define RELAY_HEADS_MAX 1024u
-#define RELAY_HEAD_DIM_MAX 576u
+#define RELAY_LAYERS_MAX          512u
+#define RELAY_HEADS_MAX           1024u
+#define RELAY_HEAD_DIM_MAX        576u
 #define RELAY_MODEL_KEY_BYTES_MAX 256u
 
 /* INVALID_ARGUMENT naming the first field that is wrong. */
