@@ -1,0 +1,100 @@
+/* One call: one layer of a step for a batch of requests, from arrival to the sent answer.
+ *
+ * rpc fills it, session admits it, the executor computes it and calls on_done, rpc sends straight
+ * out of its slot; it is reused when the send has released the bytes. One owner at a time: the
+ * hand- overs are relayd_executor_submit, on_done and relayd_slots_give. */
+#ifndef RELAYD_BATCH_CALL_H
+#define RELAYD_BATCH_CALL_H
+
+#include "service/store/requests.h"
+
+#include <stdatomic.h>
+
+struct relayd_call;
+struct relayd_slots;
+
+/* On the executor's thread; must not block. call->error says how it ended; its requests have been
+ * given back already. */
+typedef void (*relayd_call_done_fn)(struct relayd_call *call);
+
+struct relayd_call_entry {
+    struct relayd_request *request;
+    uint32_t row_begin;
+    uint32_t q_len;
+    uint32_t position; /* context index of its first new token */
+};
+
+struct relayd_call_timings {
+    uint32_t queue_us;     /* from receipt to launch */
+    uint32_t plan_us;      /* 0 when a plan was reused */
+    uint32_t compute_us;   /* of the launch */
+    uint64_t prompt_bytes; /* shared K/V read by the launch */
+    uint64_t kv_bytes;     /* requests' own K/V read by the launch */
+    uint32_t batch_rows;   /* rows of the launch that belong to this tenant */
+    uint32_t batch_sessions;
+};
+
+struct relayd_call {
+    struct relayd_slots *slots; /* where it returns to */
+    struct relayd_call *next;   /* of whichever queue it is in */
+
+    const void *session; /* identity, for batch_sessions; never followed */
+    const char *tenant;
+    struct relayd_model *model;
+    uint64_t step_id;
+    uint32_t layer;
+    enum relay_part part;
+    enum relay_sharing sharing;
+    enum relay_dtype io_dtype;
+    enum relay_dtype out_dtype;
+    bool want_lse;
+    bool want_timings;
+    bool has_kv; /* io.k, io.v hold new tokens to store */
+    uint32_t num_entries;
+    uint32_t rows;
+    struct relayd_call_entry *entries; /* [num_entries], memory of the slot */
+    struct relay_io io;                /* tensors, memory of the slot */
+    uint64_t received_ns;
+    uint64_t deadline_ns;  /* monotonic; UINT64_MAX = none; passed before launch: not computed */
+    atomic_bool cancelled; /* set by any thread; seen before launch: not computed */
+
+    relayd_call_done_fn on_done;
+    void *user;
+
+    struct relay_error error; /* code RELAY_OK when it was computed */
+    struct relayd_call_timings timings;
+};
+
+/* ---- slots: the memory of a session's calls
+ * ------------------------------------------------------ */
+
+struct relayd_slots_options {
+    struct relay_backend *backend;
+    uint32_t calls_max;   /* 1..64 */
+    uint32_t entries_max; /* requests in one call */
+    size_t tensor_bytes;  /* q + k + v + out + lse of the largest call, 64-byte aligned parts */
+};
+
+/* Memory comes on first use of each slot. The creator holds one reference, each taken call another.
+ */
+RELAY_MUST_CHECK enum relay_code relayd_slots_create(const struct relayd_slots_options *options,
+                                                     struct relayd_slots **out,
+                                                     struct relay_error *err);
+void relayd_slots_release(struct relayd_slots *slots);
+/* A zeroed call with entries and slots set. RESOURCE_EXHAUSTED when all are in flight. Lock-free.
+ */
+RELAY_MUST_CHECK enum relay_code relayd_slots_take(struct relayd_slots *slots,
+                                                   struct relayd_call **out,
+                                                   struct relay_error *err);
+/* Any thread; lock-free. */
+void relayd_slots_give(struct relayd_call *call);
+/* Places q, k, v, out and lse in the slot's tensor memory. Byte counts may be 0 (pointer is NULL).
+ * INVALID_ARGUMENT when they do not fit. */
+struct relayd_slot_bytes {
+    size_t q, k, v, out, lse;
+};
+RELAY_MUST_CHECK enum relay_code relayd_slots_place(struct relayd_call *call,
+                                                    const struct relayd_slot_bytes *bytes,
+                                                    struct relay_error *err);
+
+#endif
