@@ -162,9 +162,10 @@ RELAY_MUST_CHECK enum relay_code relayd_session_call_begin(struct relayd_session
                                                            const struct relayd_call_desc *desc,
                                                            struct relayd_call **out,
                                                            struct relay_error *err);
-/* Resolves and lends the handles (NOT_FOUND, ABORTED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION; each
- * bad entry in errors) and hands over to the executor. on_done comes exactly once when this returns
- * RELAY_OK; otherwise nothing was written and the call is still the caller's. */
+/* Resolves and lends the handles (NOT_FOUND, a handle twice INVALID_ARGUMENT except with
+ * PROMPT_ONLY, ABORTED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION; each bad entry in errors) and
+ * hands over to the executor. on_done comes exactly once when this returns RELAY_OK; otherwise
+ * nothing was written and the call is still the caller's. */
 RELAY_MUST_CHECK enum relay_code relayd_session_call_submit(struct relayd_session *session,
                                                             struct relayd_call *call,
                                                             const uint64_t *handles,

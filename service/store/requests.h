@@ -23,6 +23,10 @@ RELAY_MUST_CHECK enum relay_code relayd_request_create(struct relayd_model *mode
 /* Takes it from its session. Freed now, or when its last lend ends. NULL is fine. */
 void relayd_request_close(struct relayd_request *request);
 
+/* Keeps the object alive across a blocking call, while its session may close it. */
+void relayd_request_ref(struct relayd_request *request);
+void relayd_request_unref(struct relayd_request *request);
+
 /* Observers. */
 uint64_t relayd_request_tag(const struct relayd_request *request);
 struct relayd_model *relayd_request_model(const struct relayd_request *request);
