@@ -125,7 +125,8 @@ RELAY_MUST_CHECK enum relay_code relayd_session_get_requests(struct relayd_sessi
 /* Ignores unknown handles; returns how many were open. A request in flight is freed after it. */
 uint32_t relayd_session_close_requests(struct relayd_session *session, const uint64_t *handles,
                                        uint32_t n);
-/* tokens_keep[i] for handles[i]; all are checked before any is cut. */
+/* tokens_keep[i] for handles[i]. All handles are resolved before any request is cut; one with a
+ * call in flight ends it there (lengths are absolute: send it again). */
 RELAY_MUST_CHECK enum relay_code relayd_session_truncate_requests(
     struct relayd_session *session, const uint64_t *handles, const uint32_t *tokens_keep,
     uint32_t n, struct relayd_entry_errors *errors, struct relay_error *err);

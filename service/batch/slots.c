@@ -1,0 +1,147 @@
+/* Slots: a session's calls in flight and the memory of their tensors.
+ *
+ * A bit per slot says which are free: taking clears a bit, giving sets it, both with one atomic, so
+ * that any thread may do either and there is no list to corrupt. Memory comes when a slot is first
+ * taken and stays: by then its owner is the taker alone. */
+#include "service/batch/call.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define SLOT_ALIGN ((size_t)64)
+
+struct slot {
+    struct relayd_call call; /* first, so that a call is its slot */
+    struct relayd_call_entry *entries;
+    unsigned char *tensors;
+};
+
+struct relayd_slots {
+    struct relayd_slots_options opt;
+    atomic_uint refs;
+    _Atomic uint64_t free_mask;
+    struct slot slots[];
+};
+
+enum relay_code relayd_slots_create(const struct relayd_slots_options *options,
+                                    struct relayd_slots **out, struct relay_error *err)
+{
+    if (options->calls_max < 1 || options->calls_max > 64 || options->entries_max < 1) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "calls in flight %u is not in 1..64",
+                          options->calls_max);
+    }
+    struct relayd_slots *slots =
+        calloc(1, sizeof(*slots) + options->calls_max * sizeof(struct slot));
+    if (slots == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for call slots");
+    }
+    slots->opt = *options;
+    atomic_init(&slots->refs, 1);
+    atomic_init(&slots->free_mask,
+                options->calls_max == 64 ? UINT64_MAX : ((uint64_t)1 << options->calls_max) - 1);
+    *out = slots;
+    return RELAY_OK;
+}
+
+void relayd_slots_release(struct relayd_slots *slots)
+{
+    if (slots == NULL || atomic_fetch_sub_explicit(&slots->refs, 1, memory_order_acq_rel) != 1) {
+        return;
+    }
+    for (uint32_t i = 0; i < slots->opt.calls_max; i++) {
+        free(slots->slots[i].entries);
+        relay_backend_io_free(slots->opt.backend, slots->slots[i].tensors);
+    }
+    free(slots);
+}
+
+static enum relay_code slot_memory(struct relayd_slots *slots, struct slot *slot,
+                                   struct relay_error *err)
+{
+    if (slot->entries == NULL) {
+        slot->entries = calloc(slots->opt.entries_max, sizeof(*slot->entries));
+    }
+    if (slot->tensors == NULL) {
+        slot->tensors = relay_backend_io_alloc(slots->opt.backend, slots->opt.tensor_bytes);
+    }
+    if (slot->entries == NULL || slot->tensors == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a call of %zu bytes",
+                          slots->opt.tensor_bytes);
+    }
+    return RELAY_OK;
+}
+
+enum relay_code relayd_slots_take(struct relayd_slots *slots, struct relayd_call **out,
+                                  struct relay_error *err)
+{
+    uint64_t mask = atomic_load_explicit(&slots->free_mask, memory_order_relaxed);
+    uint64_t bit;
+    do {
+        if (mask == 0) {
+            return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED,
+                              "all %u calls of this session are in flight", slots->opt.calls_max);
+        }
+        bit = mask & (~mask + 1);
+    } while (!atomic_compare_exchange_weak_explicit(&slots->free_mask, &mask, mask & ~bit,
+                                                    memory_order_acquire, memory_order_relaxed));
+    struct slot *slot = &slots->slots[__builtin_ctzll(bit)];
+    enum relay_code code = slot_memory(slots, slot, err);
+    if (code != RELAY_OK) {
+        atomic_fetch_or_explicit(&slots->free_mask, bit, memory_order_release);
+        return code;
+    }
+    atomic_fetch_add_explicit(&slots->refs, 1, memory_order_relaxed);
+    struct relayd_call *call = &slot->call;
+    memset(call, 0, sizeof(*call));
+    call->slots = slots;
+    call->entries = slot->entries;
+    call->deadline_ns = UINT64_MAX;
+    *out = call;
+    return RELAY_OK;
+}
+
+void relayd_slots_give(struct relayd_call *call)
+{
+    if (call == NULL) {
+        return;
+    }
+    struct relayd_slots *slots = call->slots;
+    size_t index = (size_t)((struct slot *)call - slots->slots);
+    atomic_fetch_or_explicit(&slots->free_mask, (uint64_t)1 << index, memory_order_release);
+    relayd_slots_release(slots);
+}
+
+/* The next part of the tensor memory, or NULL for no bytes. */
+static void *part(unsigned char *base, size_t *used, size_t bytes)
+{
+    if (bytes == 0) {
+        return NULL;
+    }
+    void *p = base + *used;
+    *used += (bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+    return p;
+}
+
+enum relay_code relayd_slots_place(struct relayd_call *call, const struct relayd_slot_bytes *bytes,
+                                   struct relay_error *err)
+{
+    const struct relayd_slots *slots = call->slots;
+    unsigned char *base = ((struct slot *)call)->tensors;
+    const size_t sizes[] = {bytes->q, bytes->k, bytes->v, bytes->out, bytes->lse};
+    size_t left = slots->opt.tensor_bytes;
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        if (sizes[i] > left || (sizes[i] + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN > left) {
+            return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
+                              "the call's tensors exceed the session's %zu bytes",
+                              slots->opt.tensor_bytes);
+        }
+        left -= (sizes[i] + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+    }
+    size_t used = 0;
+    call->io.q = part(base, &used, bytes->q);
+    call->io.k = part(base, &used, bytes->k);
+    call->io.v = part(base, &used, bytes->v);
+    call->io.out = part(base, &used, bytes->out);
+    call->io.lse = part(base, &used, bytes->lse);
+    return RELAY_OK;
+}

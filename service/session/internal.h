@@ -1,0 +1,62 @@
+/* What the files of this room share: the layout of sessions and their requests. */
+#ifndef RELAYD_SESSION_INTERNAL_H
+#define RELAYD_SESSION_INTERNAL_H
+
+#include "service/session/session.h"
+
+#include <pthread.h>
+#include <uthash.h>
+
+/* A handle of one session. */
+struct session_request {
+    uint64_t handle;
+    uint64_t tag; /* 0 = none, then not in the tag table */
+    struct relayd_request *request;
+    char *prompt_name; /* "id\nvariant" it was opened with; "" without a prompt */
+    uint64_t mark;     /* of the last submit that named it: finds duplicates without a table */
+    UT_hash_handle by_handle;
+    UT_hash_handle by_tag;
+};
+
+struct relayd_sessions {
+    struct relayd_sessions_options opt;
+    _Atomic uint64_t
+        next_handle;       /* unique over sessions: a mixed-up handle is NOT_FOUND, not wrong */
+    pthread_mutex_t mutex; /* guards table */
+    struct relayd_session *table;
+};
+
+struct relayd_session {
+    uint8_t token[RELAYD_SESSION_TOKEN_BYTES];
+    struct relayd_sessions *sessions;
+    char *tenant;
+    struct relayd_model *model;
+    enum relay_dtype io_dtype;
+    enum relay_dtype out_dtype;
+    uint32_t lease_ms;
+    uint32_t rows_max;
+    uint32_t response_bytes_max;
+    struct relayd_slots *slots;
+    atomic_uint refs;
+    _Atomic uint64_t lease_end_ns;
+
+    pthread_mutex_t mutex; /* guards all below */
+    bool closed;
+    struct session_request *requests; /* by handle */
+    struct session_request *tags;     /* by tag */
+    uint64_t mark;
+    struct relayd_lend *lends; /* [rows_max] scratch of submit */
+
+    UT_hash_handle hh; /* in sessions->table, by token */
+};
+
+/* The session's request of a handle, or NULL. Under the session's mutex. */
+struct session_request *relayd_session_find(const struct relayd_session *session, uint64_t handle);
+/* Takes it out of the tables and closes it. Under the session's mutex. */
+void relayd_session_drop(struct relayd_session *session, struct session_request *entry);
+
+/* Counts an entry's refusal; errors may be NULL. */
+void relayd_entry_errors_add(struct relayd_entry_errors *errors, uint32_t index,
+                             enum relay_code code, const char *msg);
+
+#endif
