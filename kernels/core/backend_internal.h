@@ -45,8 +45,8 @@ struct relay_backend_vtable {
     size_t (*workspace_bytes)(const struct relay_backend *backend, const struct relay_shape *shape,
                               const struct relay_plan *plan);
     /* The problem is checked: supported shape, ios complete for the plan's rows and appends,
-     * workspace of at least workspace_bytes() and 64-byte aligned (NULL when that is 0),
-     * k and v present when the plan has pages. sinks is NULL unless plan->part is FULL. */
+     * workspace of at least workspace_bytes() and 64-byte aligned, k and v present when the plan
+     * has pages. Sinks come from relay_problem_sinks(), scales from relay_kv_scale(). */
     enum relay_code (*run)(struct relay_backend *backend, const struct relay_problem *problem,
                            uint64_t *ticket, struct relay_error *err);
     enum relay_code (*wait)(struct relay_backend *backend, uint64_t ticket,
@@ -56,6 +56,12 @@ struct relay_backend_vtable {
                        uint64_t *own_bytes); /* (optional) */
 };
 
+/* The sinks that count, or NULL: parts leave them to whoever merges. */
+static inline const float *relay_problem_sinks(const struct relay_problem *problem)
+{
+    return problem->plan->part == RELAY_PART_FULL ? problem->sinks : NULL;
+}
+
 struct relay_backend {
     const struct relay_backend_vtable *vtable;
     struct relay_backend_info info;
@@ -63,8 +69,6 @@ struct relay_backend {
 
 /* The registration table is in backend.c: a new backend adds its line there and one here. */
 extern const struct relay_backend_vtable relay_backend_ref_vtable;
-#ifdef RELAY_HAVE_CPU
 extern const struct relay_backend_vtable relay_backend_cpu_vtable;
-#endif
 
 #endif

@@ -41,6 +41,12 @@ static inline size_t relay_page_offset(uint32_t page_tokens, size_t dim, size_t 
     return ((size_t)head * page_tokens + token_in_page) * dim * elem;
 }
 
+/* The scale of a KV head's stored values; 1 where none is given. */
+static inline float relay_kv_scale(const float *scales, uint32_t head)
+{
+    return scales != NULL ? scales[head] : 1.0f;
+}
+
 /* Stores rows [first, first + count) of one append (0 <= first, first + count <= append->q_len):
  * io_dtype to kv_dtype by round-to-nearest-even, F8_E4M3 after dividing by the head's scale.
  * Different rows may be stored by different threads. */

@@ -84,7 +84,7 @@ struct relay_kv_layer {
     void *k;
     void *v;
     size_t page_stride;   /* bytes */
-    const float *k_scale; /* [Hkv], F8_E4M3 only, else NULL */
+    const float *k_scale; /* [Hkv], F8_E4M3 only; NULL = 1 */
     const float *v_scale;
 };
 
@@ -125,7 +125,7 @@ struct relay_problem {
     const float *sinks;         /* [Hq] or NULL; used when plan->part is FULL */
     const struct relay_io *ios; /* indexed by the plan rows' io */
     uint32_t num_ios;
-    void *workspace; /* from relay_backend_io_alloc or reserve + commit */
+    void *workspace; /* from relay_backend_io_alloc or reserve + commit; 64-byte aligned */
     size_t workspace_bytes;
 };
 

@@ -78,7 +78,7 @@ struct relay_model {
     const uint32_t *kv_layer;  /* [L] layer whose K/V is used (own index = own), or NULL */
     enum relay_dtype kv_dtype; /* stored */
     const float *sinks;        /* NULL, or per layer its kind's Hq floats; -inf = none */
-    const float *k_scale;      /* F8_E4M3: per layer Hkv floats; value = stored * scale */
+    const float *k_scale;      /* F8_E4M3: per layer Hkv floats; value = stored * scale; NULL = 1 */
     const float *v_scale;
 };
 
@@ -108,7 +108,7 @@ RELAY_EXPORT const struct relay_layer_kind *relay_model_kind(const struct relay_
 RELAY_EXPORT uint32_t relay_model_kv_layer(const struct relay_model *model, uint32_t layer);
 /* The layer's sinks [Hq], or NULL when the model has none. */
 RELAY_EXPORT const float *relay_model_sinks(const struct relay_model *model, uint32_t layer);
-/* The layer's scales [Hkv], or NULL when kv_dtype is not F8_E4M3. */
+/* The scales [Hkv] of the K/V this layer reads, or NULL when the model has none (all 1). */
 RELAY_EXPORT const float *relay_model_k_scale(const struct relay_model *model, uint32_t layer);
 RELAY_EXPORT const float *relay_model_v_scale(const struct relay_model *model, uint32_t layer);
 
