@@ -1,0 +1,210 @@
+/* One run as three stages of the pool: store the appended K/V, compute the items (item by item in
+ * plan order, which has the prompts first, KV head by KV head), merge the rows.
+ *
+ * run and wait are the caller's thread; the task functions are the pool's. Workspace: the partial
+ * results, then a scratch for each thread. */
+#include "cpu/cpu_internal.h"
+
+#include "core/host_memory.h"
+
+#define APPEND_ROWS_OF_TASK 16u
+#define MERGE_ROWS_OF_TASK  4u
+
+_Static_assert(CPU_JOBS_MAX *CPU_STAGES_OF_JOB <= RELAY_CPU_POOL_STAGES_MAX,
+               "run would block inside submit");
+
+static size_t up_to_64(size_t n)
+{
+    return (n + 63) / 64 * 64;
+}
+
+/* ---- workspace ---------------------------------------------------------------------------------
+ */
+
+struct layout {
+    size_t lse_bytes;
+    size_t out_bytes;
+    size_t attend_bytes;
+    size_t scratch_stride;
+    size_t total;
+};
+
+static struct layout layout_of(const struct cpu_backend *cpu, const struct relay_shape *shape,
+                               const struct relay_plan *plan)
+{
+    const struct relay_layer_kind *kind = &shape->kind;
+    uint32_t group = kind->num_q_heads / kind->num_kv_heads;
+    size_t heads = (size_t)plan->num_partials * kind->num_q_heads;
+    uint32_t rows = 0;
+    uint32_t rows_direct = 0;
+    struct layout layout;
+    for (uint32_t i = 0; i < plan->num_items; i++) {
+        const struct relay_item *item = &plan->items[i];
+        rows = item->row_count > rows ? item->row_count : rows;
+        if (item->partial == RELAY_DIRECT && item->row_count > rows_direct) {
+            rows_direct = item->row_count;
+        }
+    }
+    layout.lse_bytes = up_to_64(heads * sizeof(float));
+    layout.out_bytes = up_to_64(heads * kind->head_dim_v * sizeof(float));
+    layout.attend_bytes =
+        up_to_64(cpu->isa->scratch_bytes(shape, rows * group, plan->block_tokens));
+    layout.scratch_stride = layout.attend_bytes + up_to_64((size_t)rows_direct * group *
+                                                           (1u + kind->head_dim_v) * sizeof(float));
+    layout.total = plan->num_items == 0 ? 0
+                                        : layout.lse_bytes + layout.out_bytes +
+                                              cpu->base.info.threads * layout.scratch_stride;
+    return layout;
+}
+
+size_t cpu_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,
+                           const struct relay_plan *plan)
+{
+    return layout_of((const struct cpu_backend *)backend, shape, plan).total;
+}
+
+static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
+                     const struct relay_problem *problem)
+{
+    const struct relay_layer_kind *kind = &problem->shape->kind;
+    struct layout layout = layout_of(cpu, problem->shape, problem->plan);
+    unsigned char *base = problem->workspace;
+    job->problem = *problem;
+    job->isa = cpu->isa;
+    job->append_rows = 0;
+    for (uint32_t a = 0; a < problem->plan->num_appends; a++) {
+        job->append_rows += problem->plan->appends[a].q_len;
+    }
+    if (problem->plan->num_items == 0) {
+        return; /* no workspace, and nothing that would use it */
+    }
+    job->partials.lse = (float *)(void *)base;
+    job->partials.lse_stride = kind->num_q_heads;
+    job->partials.out = (float *)(void *)(base + layout.lse_bytes);
+    job->partials.out_stride = (size_t)kind->num_q_heads * kind->head_dim_v;
+    job->scratch = base + layout.lse_bytes + layout.out_bytes;
+    job->scratch_stride = layout.scratch_stride;
+    job->attend_bytes = layout.attend_bytes;
+}
+
+/* ---- tasks -------------------------------------------------------------------------------------
+ */
+
+/* Appended rows are counted through, append after append; a task has so many of them. */
+static void append_task(void *context, uint32_t task, uint32_t thread)
+{
+    const struct cpu_job *job = context;
+    const struct relay_plan *plan = job->problem.plan;
+    uint32_t begin = task * APPEND_ROWS_OF_TASK;
+    uint32_t end = begin + APPEND_ROWS_OF_TASK;
+    uint32_t first = 0; /* the append's first row in that count */
+    (void)thread;
+    for (uint32_t a = 0; a < plan->num_appends && first < end; a++) {
+        const struct relay_append *append = &plan->appends[a];
+        uint32_t last = first + append->q_len;
+        if (last > begin) {
+            uint32_t from = first > begin ? first : begin;
+            uint32_t to = last < end ? last : end;
+            relay_host_append_rows(&job->problem, append, from - first, to - from);
+        }
+        first = last;
+    }
+}
+
+static void item_task(void *context, uint32_t task, uint32_t thread)
+{
+    const struct cpu_job *job = context;
+    const struct relay_problem *problem = &job->problem;
+    const struct relay_layer_kind *kind = &problem->shape->kind;
+    const struct relay_item *item = &problem->plan->items[task / kind->num_kv_heads];
+    uint32_t group = kind->num_q_heads / kind->num_kv_heads;
+    unsigned char *scratch = job->scratch + thread * job->scratch_stride;
+    struct relay_cpu_attend work = {
+        .problem = problem,
+        .item = item,
+        .kv_head = task % kind->num_kv_heads,
+        .scratch = scratch,
+    };
+    uint32_t head = work.kv_head * group;
+    if (item->partial != RELAY_DIRECT) {
+        work.to = job->partials;
+        work.to.lse += item->partial * work.to.lse_stride + head;
+        work.to.out += item->partial * work.to.out_stride + (size_t)head * kind->head_dim_v;
+        job->isa->attend(&work);
+        return;
+    }
+    work.to.out = (float *)(void *)(scratch + job->attend_bytes);
+    work.to.out_stride = (size_t)group * kind->head_dim_v;
+    work.to.lse = work.to.out + item->row_count * work.to.out_stride;
+    work.to.lse_stride = group;
+    job->isa->attend(&work);
+    for (uint32_t r = 0; r < item->row_count; r++) {
+        cpu_merge_row(problem, &problem->plan->rows[item->row_begin + r], &work.to, &r, 1, head,
+                      group);
+    }
+}
+
+static void merge_task(void *context, uint32_t task, uint32_t thread)
+{
+    const struct cpu_job *job = context;
+    const struct relay_plan *plan = job->problem.plan;
+    uint32_t begin = task * MERGE_ROWS_OF_TASK;
+    uint32_t end =
+        plan->num_rows - begin < MERGE_ROWS_OF_TASK ? plan->num_rows : begin + MERGE_ROWS_OF_TASK;
+    (void)thread;
+    for (uint32_t r = begin; r < end; r++) {
+        const struct relay_plan_row *row = &plan->rows[r];
+        if (!row->direct) {
+            cpu_merge_row(&job->problem, row, &job->partials, plan->merge_index + row->merge_begin,
+                          row->merge_count, 0, job->problem.shape->kind.num_q_heads);
+        }
+    }
+}
+
+/* ---- run and wait ------------------------------------------------------------------------------
+ */
+
+static uint32_t tasks_of(uint32_t count, uint32_t of_task)
+{
+    return count / of_task + (count % of_task != 0 ? 1u : 0u);
+}
+
+enum relay_code cpu_run(struct relay_backend *backend, const struct relay_problem *problem,
+                        uint64_t *ticket, struct relay_error *err)
+{
+    struct cpu_backend *cpu = (struct cpu_backend *)backend;
+    const struct relay_plan *plan = problem->plan;
+    uint64_t tasks = (uint64_t)plan->num_items * problem->shape->kind.num_kv_heads;
+    if (tasks > UINT32_MAX) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "%u items of %u KV heads are too many",
+                          plan->num_items, problem->shape->kind.num_kv_heads);
+    }
+    uint64_t run = cpu->runs + 1u;
+    uint32_t slot = (uint32_t)(run % CPU_JOBS_MAX);
+    struct cpu_job *job = &cpu->jobs[slot];
+    if (run > CPU_JOBS_MAX) {
+        relay_cpu_pool_wait(cpu->pool, cpu->last_stage[slot]);
+    }
+    job_init(job, cpu, problem);
+    (void)relay_cpu_pool_submit(cpu->pool, append_task, job,
+                                tasks_of(job->append_rows, APPEND_ROWS_OF_TASK));
+    (void)relay_cpu_pool_submit(cpu->pool, item_task, job, (uint32_t)tasks);
+    cpu->last_stage[slot] = relay_cpu_pool_submit(cpu->pool, merge_task, job,
+                                                  tasks_of(plan->num_rows, MERGE_ROWS_OF_TASK));
+    cpu->runs = run;
+    *ticket = run;
+    return RELAY_OK;
+}
+
+enum relay_code cpu_wait(struct relay_backend *backend, uint64_t ticket, struct relay_error *err)
+{
+    struct cpu_backend *cpu = (struct cpu_backend *)backend;
+    if (ticket == 0 || ticket > cpu->runs) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "ticket %llu was never given out",
+                          (unsigned long long)ticket);
+    }
+    if (ticket + CPU_JOBS_MAX > cpu->runs) { /* an older one was done before its slot was reused */
+        relay_cpu_pool_wait(cpu->pool, cpu->last_stage[ticket % CPU_JOBS_MAX]);
+    }
+    return RELAY_OK;
+}
