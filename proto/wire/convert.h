@@ -9,9 +9,9 @@
 #include <relay/v1/relay.pb-c.h>
 
 /* Makes a model that borrows from spec and arena: valid until the arena's fini. Array lengths are
- * checked against each other here, since relay_model has no room for them; the rest is
- * relay_model_validate's, which is called too. INVALID_ARGUMENT naming the field,
- * RESOURCE_EXHAUSTED. spec NULL (no model came) is INVALID_ARGUMENT. */
+ * checked against each other here, since relay_model has no room for them; the rest is for the
+ * caller's relay_model_validate. INVALID_ARGUMENT naming the field, RESOURCE_EXHAUSTED. spec NULL
+ * (no model came) is INVALID_ARGUMENT. */
 RELAY_MUST_CHECK enum relay_code relay_wire_model_from_spec(const Relay__V1__ModelSpec *spec,
                                                             struct relay_wire_arena *arena,
                                                             struct relay_model *out,

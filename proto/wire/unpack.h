@@ -12,6 +12,8 @@
 /* Memory an unpack may take: RELAY_WIRE_GROWTH_MAX times the wire bytes, plus this. */
 #define RELAY_WIRE_GROWTH_MAX  ((size_t)8)
 #define RELAY_WIRE_SLACK_BYTES ((size_t)64 << 10)
+/* What an arena allocation is rounded up to. */
+#define RELAY_WIRE_ARENA_ALIGN ((size_t)16)
 
 struct relay_wire_block; /* private */
 
