@@ -98,8 +98,18 @@ static enum relay_code open_new(struct relayd_session *session,
     entry->tag = in->tag;
     entry->prompt_name = name;
     HASH_ADD(by_handle, session->requests, handle, sizeof(entry->handle), entry);
-    if (entry->tag != 0) {
+    bool added = entry->by_handle.tbl != NULL;
+    if (added && entry->tag != 0) {
         HASH_ADD(by_tag, session->tags, tag, sizeof(entry->tag), entry);
+        added = entry->by_tag.tbl != NULL;
+        if (!added) {
+            HASH_DELETE(by_handle, session->requests, entry);
+        }
+    }
+    if (!added) {
+        relayd_request_close(entry->request);
+        free(entry);
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a request");
     }
     *out = entry;
     return RELAY_OK;
@@ -197,6 +207,8 @@ static void describe(const struct session_request *entry, struct relayd_request_
         .held_max = relayd_request_held_max(entry->request),
         .last_step_id = relayd_request_last_step(entry->request),
     };
+    (void)snprintf(out->prompt_id, sizeof(out->prompt_id), "%.*s",
+                   (int)strcspn(entry->prompt_name, "\n"), entry->prompt_name);
 }
 
 enum relay_code relayd_session_get_requests(struct relayd_session *session, const uint64_t *handles,
@@ -227,6 +239,23 @@ enum relay_code relayd_session_get_requests(struct relayd_session *session, cons
     if (code == RELAY_OK) {
         *count = done;
     }
+    return code;
+}
+
+enum relay_code relayd_session_request_held(struct relayd_session *session, uint64_t handle,
+                                            uint32_t *held, struct relay_error *err)
+{
+    uint32_t layers = relayd_session_model(session)->num_layers;
+    pthread_mutex_lock(&session->mutex);
+    enum relay_code code = check_open(session, err);
+    const struct session_request *entry = relayd_session_find(session, handle);
+    if (code == RELAY_OK && entry == NULL) {
+        code = RELAY_FAIL(err, RELAY_NOT_FOUND, "no such handle in this session");
+    }
+    for (uint32_t layer = 0; code == RELAY_OK && layer < layers; layer++) {
+        held[layer] = relayd_request_held(entry->request, layer);
+    }
+    pthread_mutex_unlock(&session->mutex);
     return code;
 }
 

@@ -96,6 +96,7 @@ struct relayd_request_info {
     uint32_t prompt_tokens;
     uint32_t length, held_max;
     uint64_t last_step_id;
+    char prompt_id[RELAYD_PROMPT_ID_BYTES_MAX + 1]; /* "" without a prompt */
 };
 
 /* Why one entry of a batch was refused. */
@@ -121,6 +122,11 @@ RELAY_MUST_CHECK enum relay_code relayd_session_get_requests(struct relayd_sessi
                                                              const uint64_t *handles, uint32_t n,
                                                              struct relayd_request_info *out,
                                                              uint32_t max, uint32_t *count,
+                                                             struct relay_error *err);
+/* held[layer] of one request, over all layers of the model. NOT_FOUND. */
+RELAY_MUST_CHECK enum relay_code relayd_session_request_held(struct relayd_session *session,
+                                                             uint64_t handle,
+                                                             uint32_t *held /* [L] */,
                                                              struct relay_error *err);
 /* Ignores unknown handles; returns how many were open. A request in flight is freed after it. */
 uint32_t relayd_session_close_requests(struct relayd_session *session, const uint64_t *handles,
