@@ -43,6 +43,10 @@ uint64_t relayd_request_last_step(const struct relayd_request *request);
  * until the last lend ends). */
 const uint32_t *relayd_request_pages(const struct relayd_request *request);
 
+/* Says which page list that is: never reused in this process, another one whenever a page id of a
+ * held token may have changed (a truncate that freed pages). Plans are kept by it. */
+uint64_t relayd_request_pages_stamp(const struct relayd_request *request);
+
 /* Admission of one call or step on a request: takes a lend, checks the step id (ABORTED when older
  * than one accepted; 0 = unfenced), and reserves pages for tokens_needed in all layers.
  * RESOURCE_EXHAUSTED, FAILED_PRECONDITION while an append or truncate runs. On failure nothing has
