@@ -14,7 +14,7 @@
 struct relayd_request;
 
 /* prompt may be NULL and is owned by the request afterwards (also on failure it is released).
- * Reserves pages for tokens_reserved. RESOURCE_EXHAUSTED. */
+ * Reserves pages for tokens_reserved, kept until it is closed. RESOURCE_EXHAUSTED. */
 RELAY_MUST_CHECK enum relay_code relayd_request_create(struct relayd_model *model,
                                                        struct relayd_prompt *prompt, uint64_t tag,
                                                        uint32_t tokens_reserved,
@@ -64,6 +64,7 @@ struct relayd_lend {
 RELAY_MUST_CHECK enum relay_code relayd_request_lend_all(struct relayd_lend *lends, uint32_t n,
                                                          uint64_t step_id, uint64_t *kv_tokens_free,
                                                          struct relay_error *err);
+/* The last one also gives back pages that lends reserved and nothing was written to. */
 void relayd_request_unlend(struct relayd_request *request);
 
 /* Executor only, while lent: may rows [position, +q_len) of a layer be computed and, with write,
@@ -83,7 +84,8 @@ void relayd_request_layer_write(struct relayd_request *request, uint32_t layer, 
 RELAY_MUST_CHECK enum relay_code relayd_request_append(struct relayd_request *request,
                                                        const struct relayd_kv_chunk *chunk,
                                                        struct relay_error *err);
-/* Every layer keeps at most tokens_keep; pages past all layers' held are freed. */
+/* Every layer keeps at most tokens_keep; pages past all layers' held are freed, but for those that
+ * tokens_reserved of create asked for. FAILED_PRECONDITION while lent. */
 RELAY_MUST_CHECK enum relay_code relayd_request_truncate(struct relayd_request *request,
                                                          uint32_t tokens_keep,
                                                          struct relay_error *err);

@@ -59,8 +59,9 @@ RELAY_MUST_CHECK enum relay_code relayd_upload_begin(struct relayd_store *store,
                                                      struct relayd_upload **out,
                                                      struct relayd_prompt_info *exists,
                                                      struct relay_error *err);
-/* held[layer] = tokens [.., held) that are in; the first token a layer must bring is
- * relayd_upload_first(layer). */
+/* held[layer] = tokens [.., held) that are in, 0 when none are; that of kv_layer where a layer
+ * shares another's. The first token a layer must bring is relayd_upload_first(layer), num_tokens
+ * when it need not bring any. */
 void relayd_upload_held(const struct relayd_upload *upload, uint32_t *held /* [L] */);
 uint32_t relayd_upload_first(const struct relayd_upload *upload, uint32_t layer);
 uint32_t relayd_upload_layers(const struct relayd_upload *upload);
