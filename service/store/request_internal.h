@@ -22,6 +22,7 @@ struct relayd_request {
     atomic_uint_least64_t last_step;   /* newest step that was admitted */
     _Atomic(uint32_t *) pages;         /* array->ids, for readers without the mutex */
     atomic_uint_least32_t reserved;    /* pages; written under the mutex */
+    atomic_uint_least64_t pages_stamp; /* another one after pages were given back */
     /* Below: under the mutex. */
     struct relayd_page_array *array;
     uint32_t pages_floor; /* reserved at open, kept until close */

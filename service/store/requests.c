@@ -46,6 +46,15 @@ void relayd_request_reserve_locked(struct relayd_request *request, uint32_t page
     }
 }
 
+/* Stamps are unique over all requests of the process, so that a plan is never taken for another's.
+ */
+static void restamp(struct relayd_request *request)
+{
+    static atomic_uint_least64_t stamps;
+    uint64_t stamp = atomic_fetch_add_explicit(&stamps, 1, memory_order_relaxed) + 1;
+    atomic_store_explicit(&request->pages_stamp, stamp, memory_order_relaxed);
+}
+
 static void arrays_free(struct relayd_page_array *array)
 {
     while (array != NULL) {
@@ -75,6 +84,7 @@ void relayd_request_settle_locked(struct relayd_request *request)
         relayd_model_give_locked(model, &model->store->request_bytes, request->array->ids + keep,
                                  reserved - keep);
         atomic_store_explicit(&request->reserved, keep, memory_order_relaxed);
+        restamp(request);
     }
 }
 
@@ -179,6 +189,7 @@ enum relay_code relayd_request_create(struct relayd_model *model, struct relayd_
     request->prompt = prompt;
     request->tag = tag;
     request->holds = 1;
+    restamp(request);
     request->held = calloc(model->spec->num_layers, sizeof(*request->held));
     request->layer_step = calloc(model->spec->num_layers, sizeof(*request->layer_step));
     if (request->held == NULL || request->layer_step == NULL) {
@@ -262,6 +273,11 @@ uint64_t relayd_request_last_step(const struct relayd_request *request)
 const uint32_t *relayd_request_pages(const struct relayd_request *request)
 {
     return atomic_load_explicit(&request->pages, memory_order_acquire);
+}
+
+uint64_t relayd_request_pages_stamp(const struct relayd_request *request)
+{
+    return atomic_load_explicit(&request->pages_stamp, memory_order_relaxed);
 }
 
 /* ---- lending ---- */
