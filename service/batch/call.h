@@ -13,9 +13,15 @@
 struct relayd_call;
 struct relayd_slots;
 
-/* On the executor's thread; must not block. call->error says how it ended; its requests have been
- * given back already. */
+/* On the executor's thread; must not block. call->error says how it ended. */
 typedef void (*relayd_call_done_fn)(struct relayd_call *call);
+
+/* What the calls of one step share with the executor, so that steps which walked a layer together
+ * can wait for one another at the next. In the step's owner; written by the executor alone. */
+struct relayd_walk {
+    uint64_t launch; /* the last launch one of its calls was in; 0 = none yet */
+    uint32_t mates;  /* walks in that launch, itself included */
+};
 
 struct relayd_call_entry {
     struct relayd_request *request;
@@ -55,18 +61,42 @@ struct relayd_call {
     struct relayd_call_entry *entries; /* [num_entries], memory of the slot */
     struct relay_io io;                /* tensors, memory of the slot */
     uint64_t received_ns;
-    uint64_t deadline_ns;  /* monotonic; UINT64_MAX = none; passed before launch: not computed */
-    atomic_bool cancelled; /* set by any thread; seen before launch: not computed */
+    uint64_t deadline_ns;     /* monotonic; UINT64_MAX = none; passed before launch: not computed */
+    uint64_t align_ns;        /* how long it may wait for company; 0 = not at all */
+    struct relayd_walk *walk; /* of its step; NULL for a unary call */
+    atomic_bool cancelled;    /* set by any thread; seen before launch: not computed */
 
-    relayd_call_done_fn on_done;
+    relayd_call_done_fn give_back; /* session's: its requests are no longer used; before on_done */
+    relayd_call_done_fn on_done;   /* rpc's: send the answer */
     void *user;
+    void *step; /* session's, for give_back */
 
     struct relay_error error; /* code RELAY_OK when it was computed */
     struct relayd_call_timings timings;
 };
 
-/* ---- slots: the memory of a session's calls
- * ------------------------------------------------------ */
+/* ---- lists and what may go together ---- */
+
+/* Calls in arrival order, linked by next. */
+struct relayd_call_list {
+    struct relayd_call *head;
+    struct relayd_call *tail;
+    uint32_t count;
+};
+
+void relayd_call_list_push(struct relayd_call_list *list, struct relayd_call *call);
+struct relayd_call *relayd_call_list_pop(struct relayd_call_list *list);
+/* Appends all of src and empties it. */
+void relayd_call_list_append(struct relayd_call_list *list, struct relayd_call_list *src);
+
+/* Whether two calls agree in all that a launch fixes: model, layer, dtypes, part, sharing. */
+static inline bool relayd_call_same_launch(const struct relayd_call *a, const struct relayd_call *b)
+{
+    return a->model == b->model && a->layer == b->layer && a->part == b->part &&
+           a->sharing == b->sharing && a->io_dtype == b->io_dtype && a->out_dtype == b->out_dtype;
+}
+
+/* ---- slots: the memory of a session's calls ---- */
 
 struct relayd_slots_options {
     struct relay_backend *backend;

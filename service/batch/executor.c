@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* One launch, from the enqueue to the last answer. */
 struct launch {
@@ -29,6 +30,9 @@ struct relayd_executor {
     bool stop;
 
     struct relayd_call_list waiting;
+    struct relayd_align align;
+    bool stopping; /* nobody waits for company any more */
+    struct relayd_plans *plans;
     struct launch launches[2];
 
     atomic_uint pending; /* submitted and not answered */
@@ -48,15 +52,12 @@ static uint32_t us_between(uint64_t from_ns, uint64_t to_ns)
     return us > UINT32_MAX ? UINT32_MAX : (uint32_t)us;
 }
 
-/* ---- answers
- * ---------------------------------------------------------------------------------------- */
+/* ---- answers ---- */
 
-/* Gives the requests back and tells the call's owner. */
+/* Tells the call's owners, session first. */
 static void answer(struct relayd_executor *executor, struct relayd_call *call)
 {
-    for (uint32_t i = 0; i < call->num_entries; i++) {
-        relayd_request_unlend(call->entries[i].request);
-    }
+    call->give_back(call);
     atomic_fetch_add_explicit(&executor->calls, 1, memory_order_relaxed);
     if (call->error.code != RELAY_OK) {
         atomic_fetch_add_explicit(&executor->errors, 1, memory_order_relaxed);
@@ -107,8 +108,7 @@ static void fill_timings(const struct launch *launch)
     }
 }
 
-/* ---- launches
- * --------------------------------------------------------------------------------------- */
+/* ---- launches ---- */
 
 static void poison(struct relayd_executor *executor, const struct relay_error *why)
 {
@@ -125,15 +125,17 @@ static bool launch_next(struct relayd_executor *executor, struct launch *launch,
 {
     struct relay_error err = {0};
     launch->begun_ns = now_ns(executor);
-    enum relay_code code = relayd_problem_pick(launch->problem, &executor->waiting,
-                                               executor->opt.rows_max, &launch->calls, &err);
-    if (code == RELAY_OK) {
+    enum relay_code code =
+        relayd_problem_pick(launch->problem, &executor->waiting, &executor->align, launch->begun_ns,
+                            executor->opt.rows_max, &launch->calls, &err);
+    if (code == RELAY_OK && launch->calls.head != NULL) {
         code = relayd_problem_build(launch->problem, &launch->calls, failed, launch->begun_ns,
                                     &launch->args, &err);
     }
     if (code == RELAY_OK && launch->calls.head == NULL) {
         return false;
     }
+    relayd_align_launched(&executor->align, &launch->calls, launch->begun_ns);
     launch->run_ns = now_ns(executor);
     if (code == RELAY_OK) {
         code = relay_backend_run(executor->opt.backend, &launch->args, &launch->ticket, &err);
@@ -173,19 +175,40 @@ static void finish(struct relayd_executor *executor, struct launch *launch)
     atomic_store_explicit(&executor->last_done_ns, launch->done_ns, memory_order_relaxed);
 }
 
-/* Moves the inbox to waiting; with nothing else to do, sleeps until something comes. False: stop.
- */
+/* Sleeps until something comes or the first waiting call's time for company is over. */
+static void sleep_until(struct relayd_executor *executor, uint64_t until_ns)
+{
+    if (until_ns == UINT64_MAX) {
+        pthread_cond_wait(&executor->wake, &executor->mutex);
+        return;
+    }
+    /* The executor's clock may be a test's; only how long to sleep is taken from it. */
+    uint64_t now = now_ns(executor);
+    uint64_t left = until_ns > now ? until_ns - now : 0;
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    uint64_t sum = (uint64_t)at.tv_nsec + left;
+    at.tv_sec += (time_t)(sum / 1000000000);
+    at.tv_nsec = (long)(sum % 1000000000);
+    pthread_cond_timedwait(&executor->wake, &executor->mutex, &at);
+}
+
+/* Moves the inbox to waiting; with nothing that may run now, sleeps. False: stop. */
 static bool collect(struct relayd_executor *executor, bool may_sleep)
 {
     pthread_mutex_lock(&executor->mutex);
-    while (may_sleep && executor->inbox.head == NULL && executor->waiting.head == NULL &&
-           !executor->stop) {
-        pthread_cond_wait(&executor->wake, &executor->mutex);
-    }
     relayd_call_list_append(&executor->waiting, &executor->inbox);
-    bool stop = executor->stop;
+    while (may_sleep && !executor->stop) {
+        uint64_t until = relayd_align_next(&executor->align, &executor->waiting, now_ns(executor));
+        if (until == 0) {
+            break;
+        }
+        sleep_until(executor, until);
+        relayd_call_list_append(&executor->waiting, &executor->inbox);
+    }
+    executor->stopping = executor->stop;
     pthread_mutex_unlock(&executor->mutex);
-    return !stop || executor->waiting.head != NULL;
+    return !executor->stopping || executor->waiting.head != NULL;
 }
 
 static void *executor_thread(void *arg)
@@ -211,8 +234,7 @@ static void *executor_thread(void *arg)
     return NULL;
 }
 
-/* ---- lifecycle
- * -------------------------------------------------------------------------------------- */
+/* ---- lifecycle ---- */
 
 enum relay_code relayd_executor_create(const struct relayd_executor_options *options,
                                        struct relayd_executor **out, struct relay_error *err)
@@ -222,15 +244,20 @@ enum relay_code relayd_executor_create(const struct relayd_executor_options *opt
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for the executor");
     }
     executor->opt = *options;
-    enum relay_code code = RELAY_OK;
+    enum relay_code code = relayd_plans_create(&executor->plans, err);
     for (size_t i = 0; i < 2 && code == RELAY_OK; i++) {
-        code = relayd_problem_create(options->backend, &executor->launches[i].problem, err);
+        code = relayd_problem_create(options->backend, executor->plans,
+                                     &executor->launches[i].problem, err);
     }
     if (code != RELAY_OK) {
         goto out;
     }
     pthread_mutex_init(&executor->mutex, NULL);
-    pthread_cond_init(&executor->wake, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&executor->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     if (pthread_create(&executor->thread, NULL, executor_thread, executor) != 0) {
         pthread_cond_destroy(&executor->wake);
         pthread_mutex_destroy(&executor->mutex);
@@ -242,6 +269,7 @@ enum relay_code relayd_executor_create(const struct relayd_executor_options *opt
 out:
     relayd_problem_destroy(executor->launches[0].problem);
     relayd_problem_destroy(executor->launches[1].problem);
+    relayd_plans_destroy(executor->plans);
     free(executor);
     return code;
 }
@@ -260,6 +288,7 @@ void relayd_executor_destroy(struct relayd_executor *executor)
     pthread_mutex_destroy(&executor->mutex);
     relayd_problem_destroy(executor->launches[0].problem);
     relayd_problem_destroy(executor->launches[1].problem);
+    relayd_plans_destroy(executor->plans);
     free(executor);
 }
 

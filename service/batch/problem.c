@@ -18,8 +18,10 @@ struct pointer_map {
 
 struct relayd_problem {
     struct relay_backend *backend;
-    struct relay_plan *plan;
+    struct relayd_plans *plans; /* borrowed: all problems of an executor share one */
     struct relay_shape shape;
+    uint64_t *key; /* what the plan depends on */
+    size_t key_capacity;
     struct pointer_map map;
     struct relay_segment *segments;
     uint32_t segments_capacity;
@@ -31,52 +33,7 @@ struct relayd_problem {
     size_t workspace_bytes;
 };
 
-/* ---- lists --------------------------------------------------------------------------------------
- */
-
-void relayd_call_list_push(struct relayd_call_list *list, struct relayd_call *call)
-{
-    call->next = NULL;
-    if (list->tail != NULL) {
-        list->tail->next = call;
-    } else {
-        list->head = call;
-    }
-    list->tail = call;
-    list->count++;
-}
-
-struct relayd_call *relayd_call_list_pop(struct relayd_call_list *list)
-{
-    struct relayd_call *call = list->head;
-    if (call != NULL) {
-        list->head = call->next;
-        if (list->head == NULL) {
-            list->tail = NULL;
-        }
-        list->count--;
-        call->next = NULL;
-    }
-    return call;
-}
-
-void relayd_call_list_append(struct relayd_call_list *list, struct relayd_call_list *src)
-{
-    if (src->head == NULL) {
-        return;
-    }
-    if (list->tail != NULL) {
-        list->tail->next = src->head;
-    } else {
-        list->head = src->head;
-    }
-    list->tail = src->tail;
-    list->count += src->count;
-    *src = (struct relayd_call_list){0};
-}
-
-/* ---- pointer map
- * --------------------------------------------------------------------------------- */
+/* ---- pointer map ---- */
 
 static void map_clear(struct pointer_map *map)
 {
@@ -128,14 +85,7 @@ static void map_put(struct pointer_map *map, struct pointer_slot *slot, const vo
     map->used++;
 }
 
-/* ---- picking
- * -------------------------------------------------------------------------------------- */
-
-static bool same_launch(const struct relayd_call *a, const struct relayd_call *b)
-{
-    return a->model == b->model && a->layer == b->layer && a->part == b->part &&
-           a->sharing == b->sharing && a->io_dtype == b->io_dtype && a->out_dtype == b->out_dtype;
-}
+/* ---- picking ---- */
 
 /* Puts the call's requests into the map; says whether one was there already. A prompt-only call
  * neither reads nor writes a request's own K/V and conflicts with nobody. */
@@ -156,32 +106,48 @@ static bool claim_requests(struct pointer_map *map, const struct relayd_call *ca
     return taken;
 }
 
+/* The first call that may go and overtakes nobody on its requests, or NULL. */
+static const struct relayd_call *find_lead(struct relayd_problem *problem,
+                                           const struct relayd_call_list *waiting,
+                                           const struct relayd_align *align, uint64_t now_ns)
+{
+    const struct relayd_call *call = waiting->head;
+    while (call != NULL && (claim_requests(&problem->map, call) ||
+                            relayd_align_until(align, call, waiting, now_ns) != 0)) {
+        call = call->next;
+    }
+    return call;
+}
+
 enum relay_code relayd_problem_pick(struct relayd_problem *problem,
-                                    struct relayd_call_list *waiting, uint32_t rows_max,
-                                    struct relayd_call_list *picked, struct relay_error *err)
+                                    struct relayd_call_list *waiting,
+                                    const struct relayd_align *align, uint64_t now_ns,
+                                    uint32_t rows_max, struct relayd_call_list *picked,
+                                    struct relay_error *err)
 {
     uint32_t entries = 0;
     for (const struct relayd_call *call = waiting->head; call != NULL; call = call->next) {
         entries += call->num_entries;
     }
-    const struct relayd_call *first = waiting->head;
-    relayd_call_list_push(picked, relayd_call_list_pop(waiting));
-    if (waiting->head == NULL) {
-        return RELAY_OK;
-    }
     enum relay_code code = map_reserve(&problem->map, entries, err);
     if (code != RELAY_OK) {
+        relayd_call_list_push(picked, relayd_call_list_pop(waiting));
         return code;
     }
-    (void)claim_requests(&problem->map, first);
-    uint32_t rows = first->rows;
+    const struct relayd_call *lead = find_lead(problem, waiting, align, now_ns);
+    if (lead == NULL) {
+        return RELAY_OK;
+    }
+    map_clear(&problem->map);
+    uint32_t rows = lead->rows;
     struct relayd_call_list rest = {0};
     struct relayd_call *call;
     while ((call = relayd_call_list_pop(waiting)) != NULL) {
         /* Claimed even when it stays: a later call on the same request must not overtake it. */
         bool conflict = claim_requests(&problem->map, call);
-        if (!conflict && same_launch(first, call) && call->rows <= rows_max - rows) {
-            rows += call->rows;
+        bool fits = call == lead || (rows <= rows_max && call->rows <= rows_max - rows);
+        if (!conflict && fits && relayd_call_same_launch(lead, call)) {
+            rows += call == lead ? 0 : call->rows;
             relayd_call_list_push(picked, call);
         } else {
             relayd_call_list_push(&rest, call);
@@ -191,8 +157,7 @@ enum relay_code relayd_problem_pick(struct relayd_problem *problem,
     return RELAY_OK;
 }
 
-/* ---- building
- * -------------------------------------------------------------------------------------- */
+/* ---- building ---- */
 
 static enum relay_code grow(void **array, uint32_t *capacity, uint32_t need, size_t element,
                             struct relay_error *err)
@@ -288,9 +253,48 @@ static void apply_writes(const struct relayd_call_list *calls, uint32_t kv_layer
     }
 }
 
+/* Words of the plan's key besides four for each entry, and those for each call. */
+#define KEY_HEAD_WORDS  5u
+#define KEY_ENTRY_WORDS 4u
+
+/* Everything the plan input was made from. Pages are named by their stamp; a prompt by one of the
+ * requests that keep it. */
+static size_t write_key(struct relayd_problem *p, const struct relayd_call_list *calls,
+                        const struct relay_plan_input *in)
+{
+    const struct relayd_call *first = calls->head;
+    uint64_t *key = p->key;
+    size_t n = 0;
+    key[n++] = (uint64_t)(uintptr_t)first->model;
+    key[n++] = (uint64_t)(uintptr_t)relay_model_kind(relayd_model_spec(first->model), first->layer);
+    key[n++] = (uint64_t)first->part << 32 | (uint64_t)first->sharing;
+    key[n++] = (uint64_t)first->io_dtype << 32 | (uint64_t)first->out_dtype;
+    key[n++] = in->num_entries;
+    for (const struct relayd_call *call = calls->head; call != NULL; call = call->next) {
+        key[n++] = (uint64_t)call->num_entries << 1 | call->has_kv;
+        for (uint32_t i = 0; i < call->num_entries; i++) {
+            const struct relayd_call_entry *e = &call->entries[i];
+            key[n++] = relayd_request_pages_stamp(e->request);
+            key[n++] = (uint64_t)e->position << 32 | e->q_len;
+            key[n++] = e->row_begin;
+            key[n++] = (uint64_t)(uintptr_t)relayd_request_prompt(e->request);
+        }
+    }
+    return n;
+}
+
 static enum relay_code reserve(struct relayd_problem *p, uint32_t calls, uint32_t entries,
                                struct relay_error *err)
 {
+    size_t words = KEY_HEAD_WORDS + calls + (size_t)entries * KEY_ENTRY_WORDS;
+    if (words > p->key_capacity) {
+        uint64_t *grown = realloc(p->key, words * 2 * sizeof(*grown));
+        if (grown == NULL) {
+            return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a launch");
+        }
+        p->key = grown;
+        p->key_capacity = words * 2;
+    }
     enum relay_code code =
         grow((void **)&p->entries, &p->entries_capacity, entries, sizeof(*p->entries), err);
     if (code == RELAY_OK) {
@@ -303,9 +307,10 @@ static enum relay_code reserve(struct relayd_problem *p, uint32_t calls, uint32_
     return code == RELAY_OK ? map_reserve(&p->map, entries, err) : code;
 }
 
-static enum relay_code reserve_workspace(struct relayd_problem *p, struct relay_error *err)
+static enum relay_code reserve_workspace(struct relayd_problem *p, const struct relay_plan *plan,
+                                         struct relay_error *err)
 {
-    size_t need = relay_backend_workspace_bytes(p->backend, &p->shape, p->plan);
+    size_t need = relay_backend_workspace_bytes(p->backend, &p->shape, plan);
     if (need <= p->workspace_bytes) {
         return RELAY_OK;
     }
@@ -363,9 +368,10 @@ enum relay_code relayd_problem_build(struct relayd_problem *p, struct relayd_cal
         }
         add_entries(p, call, io++, &in);
     }
-    code = relay_plan_build(p->plan, &in, err);
+    const struct relay_plan *plan = NULL;
+    code = relayd_plans_get(p->plans, p->key, write_key(p, &good, &in), &in, &plan, err);
     if (code == RELAY_OK) {
-        code = reserve_workspace(p, err);
+        code = reserve_workspace(p, plan, err);
     }
     if (code != RELAY_OK) {
         return code;
@@ -373,7 +379,7 @@ enum relay_code relayd_problem_build(struct relayd_problem *p, struct relayd_cal
     apply_writes(&good, kv_layer);
     *out = (struct relay_problem){
         .shape = &p->shape,
-        .plan = p->plan,
+        .plan = plan,
         .kv = relayd_model_kv(model, layer),
         .sinks = relay_model_sinks(spec, layer),
         .ios = p->ios,
@@ -384,19 +390,15 @@ enum relay_code relayd_problem_build(struct relayd_problem *p, struct relayd_cal
     return RELAY_OK;
 }
 
-enum relay_code relayd_problem_create(struct relay_backend *backend, struct relayd_problem **out,
-                                      struct relay_error *err)
+enum relay_code relayd_problem_create(struct relay_backend *backend, struct relayd_plans *plans,
+                                      struct relayd_problem **out, struct relay_error *err)
 {
     struct relayd_problem *problem = calloc(1, sizeof(*problem));
     if (problem == NULL) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a launch");
     }
     problem->backend = backend;
-    enum relay_code code = relay_plan_create(&problem->plan, err);
-    if (code != RELAY_OK) {
-        free(problem);
-        return code;
-    }
+    problem->plans = plans;
     *out = problem;
     return RELAY_OK;
 }
@@ -406,8 +408,8 @@ void relayd_problem_destroy(struct relayd_problem *problem)
     if (problem == NULL) {
         return;
     }
-    relay_plan_destroy(problem->plan);
     relay_backend_io_free(problem->backend, problem->workspace);
+    free(problem->key);
     free(problem->map.slots);
     free(problem->segments);
     free(problem->entries);

@@ -6,34 +6,26 @@
 #ifndef RELAYD_BATCH_PROBLEM_H
 #define RELAYD_BATCH_PROBLEM_H
 
-#include "service/batch/call.h"
-
-/* Waiting or picked calls, in arrival order, linked by call->next. */
-struct relayd_call_list {
-    struct relayd_call *head;
-    struct relayd_call *tail;
-    uint32_t count;
-};
-
-void relayd_call_list_push(struct relayd_call_list *list, struct relayd_call *call);
-struct relayd_call *relayd_call_list_pop(struct relayd_call_list *list);
-/* Appends all of src and empties it. */
-void relayd_call_list_append(struct relayd_call_list *list, struct relayd_call_list *src);
+#include "service/batch/align.h"
+#include "service/batch/plans.h"
 
 struct relayd_problem; /* opaque: memory of one launch */
 
 RELAY_MUST_CHECK enum relay_code relayd_problem_create(struct relay_backend *backend,
+                                                       struct relayd_plans *plans,
                                                        struct relayd_problem **out,
                                                        struct relay_error *err);
 void relayd_problem_destroy(struct relayd_problem *problem);
 
-/* Moves from waiting to `picked` the first call and every later one that may run in its launch:
- * same model, layer, dtypes, part and sharing; at most rows_max rows; no request that an earlier
- * call, picked or still waiting, also has (those on one request run in arrival order).
- * RESOURCE_EXHAUSTED when memory is out: then only the first call was picked. */
+/* Moves from waiting to `picked` the first call that may go (see align.h) and every one that may
+ * run in its launch: same model, layer, dtypes, part and sharing; at most rows_max rows, the first
+ * call's excepted; no request that an earlier call, picked or still waiting, also has (those on one
+ * request run in arrival order). Nothing is picked when all wait for company. RESOURCE_EXHAUSTED
+ * when memory is out: then the first call alone was picked. */
 RELAY_MUST_CHECK enum relay_code relayd_problem_pick(struct relayd_problem *problem,
                                                      struct relayd_call_list *waiting,
-                                                     uint32_t rows_max,
+                                                     const struct relayd_align *align,
+                                                     uint64_t now_ns, uint32_t rows_max,
                                                      struct relayd_call_list *picked,
                                                      struct relay_error *err);
 

@@ -207,6 +207,13 @@ static enum relay_code resolve(struct relayd_session *session, struct relayd_cal
     return first;
 }
 
+static void unlend_all(struct relayd_call *call)
+{
+    for (uint32_t i = 0; i < call->num_entries; i++) {
+        relayd_request_unlend(call->entries[i].request);
+    }
+}
+
 static enum relay_code lend(struct relayd_session *session, struct relayd_call *call,
                             struct relayd_entry_errors *errors, struct relay_error *err)
 {
@@ -235,6 +242,7 @@ enum relay_code relayd_session_call_submit(struct relayd_session *session, struc
                                            void *user, struct relayd_entry_errors *errors,
                                            struct relay_error *err)
 {
+    call->give_back = unlend_all;
     call->on_done = on_done;
     call->user = user;
     pthread_mutex_lock(&session->mutex);
@@ -248,8 +256,8 @@ enum relay_code relayd_session_call_submit(struct relayd_session *session, struc
         /* Handed over under the mutex, so that a session's calls reach the executor in the order in
          * which their requests were lent. */
         code = relayd_executor_submit(session->sessions->opt.executor, call, err);
-        for (uint32_t i = 0; code != RELAY_OK && i < call->num_entries; i++) {
-            relayd_request_unlend(session->lends[i].request);
+        if (code != RELAY_OK) {
+            unlend_all(call);
         }
     }
     pthread_mutex_unlock(&session->mutex);

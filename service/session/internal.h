@@ -5,6 +5,9 @@
 #include "service/session/session.h"
 
 #include <pthread.h>
+
+/* Out of memory in a table is an error, not the end of the process. */
+#define HASH_NONFATAL_OOM 1
 #include <uthash.h>
 
 /* A handle of one session. */
@@ -47,7 +50,8 @@ struct relayd_session {
     uint64_t mark;
     struct relayd_lend *lends; /* [rows_max] scratch of submit */
 
-    UT_hash_handle hh; /* in sessions->table, by token */
+    struct relayd_session *next_gone; /* while a sweep takes it apart */
+    UT_hash_handle hh;                /* in sessions->table, by token */
 };
 
 /* The session's request of a handle, or NULL. Under the session's mutex. */

@@ -51,8 +51,7 @@ static enum relay_code not_found(struct relayd_entry_errors *errors, uint32_t in
     return RELAY_FAIL(err, RELAY_NOT_FOUND, "entry %u: no such handle in this session", index);
 }
 
-/* ---- opening
- * -------------------------------------------------------------------------------------- */
+/* ---- opening ---- */
 
 /* What a request was opened with, so that a repeated tag is told from a reused one. */
 static char *prompt_name_of(const struct relayd_prompt_query *query)
@@ -191,8 +190,7 @@ enum relay_code relayd_session_open_requests(struct relayd_session *session,
     return code;
 }
 
-/* ---- looking and closing
- * ----------------------------------------------------------------------------- */
+/* ---- looking and closing ---- */
 
 static void describe(const struct session_request *entry, struct relayd_request_info *out)
 {
@@ -275,8 +273,7 @@ uint32_t relayd_session_close_requests(struct relayd_session *session, const uin
     return closed;
 }
 
-/* ---- changing
- * ----------------------------------------------------------------------------------------- */
+/* ---- changing ---- */
 
 enum relay_code relayd_session_truncate_requests(struct relayd_session *session,
                                                  const uint64_t *handles,

@@ -20,8 +20,7 @@ static void renew(struct relayd_session *session)
     atomic_store_explicit(&session->lease_end_ns, end, memory_order_relaxed);
 }
 
-/* ---- lifetime ----------------------------------------------------------------------------------
- */
+/* ---- lifetime ---- */
 
 enum relay_code relayd_sessions_create(const struct relayd_sessions_options *options,
                                        struct relayd_sessions **out, struct relay_error *err)
@@ -94,14 +93,15 @@ uint32_t relayd_sessions_sweep(struct relayd_sessions *sessions)
     {
         if (atomic_load_explicit(&session->lease_end_ns, memory_order_relaxed) <= now) {
             HASH_DEL(sessions->table, session);
-            HASH_ADD_KEYPTR(hh, gone, session->token, sizeof(session->token), session);
+            session->next_gone = gone;
+            gone = session;
         }
     }
     pthread_mutex_unlock(&sessions->mutex);
     uint32_t n = 0;
-    HASH_ITER(hh, gone, session, next)
-    {
-        HASH_DEL(gone, session);
+    while (gone != NULL) {
+        session = gone;
+        gone = session->next_gone;
         end(session);
         n++;
     }
@@ -124,8 +124,7 @@ const struct relayd_sessions_options *relayd_sessions_limits(const struct relayd
     return &sessions->opt;
 }
 
-/* ---- opening -----------------------------------------------------------------------------------
- */
+/* ---- opening ---- */
 
 /* Tensor bytes of the largest call over the model's layers. */
 static size_t call_bytes_max(const struct relay_model *spec, enum relay_dtype io,
@@ -226,7 +225,11 @@ enum relay_code relayd_session_open(struct relayd_sessions *sessions,
                           sessions->opt.sessions_max);
     } else {
         HASH_ADD_KEYPTR(hh, sessions->table, session->token, sizeof(session->token), session);
-        session = NULL; /* the table's now */
+        if (session->hh.tbl != NULL) {
+            session = NULL; /* the table's now */
+        } else {
+            code = RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a session");
+        }
     }
     pthread_mutex_unlock(&sessions->mutex);
     if (code == RELAY_OK) {
@@ -237,8 +240,7 @@ out:
     return code;
 }
 
-/* ---- finding and ending -------------------------------------------------------------------------
- */
+/* ---- finding and ending ---- */
 
 enum relay_code relayd_session_acquire(struct relayd_sessions *sessions, const char *tenant,
                                        const uint8_t *token, size_t token_bytes,

@@ -78,8 +78,7 @@ uint32_t relayd_session_response_bytes_max(const struct relayd_session *session)
 enum relay_dtype relayd_session_io_dtype(const struct relayd_session *session);
 enum relay_dtype relayd_session_out_dtype(const struct relayd_session *session);
 
-/* ---- requests ---------------------------------------------------------------------------------
- */
+/* ---- requests ---- */
 
 struct relayd_open_request {
     uint64_t tag;                      /* 0 = none; the same tag again gives the same handle */
@@ -142,8 +141,7 @@ RELAY_MUST_CHECK enum relay_code relayd_session_append(struct relayd_session *se
                                                        const struct relayd_kv_chunk *chunk,
                                                        struct relay_error *err);
 
-/* ---- calls ------------------------------------------------------------------------------------
- */
+/* ---- calls ---- */
 
 /* A unary call: one layer, self-contained. Arrays are the caller's and are copied. */
 struct relayd_call_desc {

@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- parts
- * ------------------------------------------------------------------------------------------ */
+/* ---- parts ---- */
 
 static const struct relay_layer_kind kinds[] = {
     {.num_q_heads = STACK_HQ,
@@ -111,8 +110,7 @@ void stack_fini(struct stack *stack)
     relay_backend_close(stack->backend);
 }
 
-/* ---- data
- * -------------------------------------------------------------------------------------------- */
+/* ---- data ---- */
 
 /* In [-1, 1), a fixed function of its arguments (splitmix64). */
 static float noise(uint64_t a, uint64_t b, uint64_t c)
@@ -189,8 +187,7 @@ enum relay_code stack_open_session(struct stack *stack, struct relayd_session **
     return relayd_session_acquire(stack->sessions, "", info.token, sizeof(info.token), out, err);
 }
 
-/* ---- calls
- * ------------------------------------------------------------------------------------------- */
+/* ---- calls ---- */
 
 void stack_call_init(struct stack_call *c, uint32_t layer, uint64_t step_id)
 {
@@ -295,8 +292,7 @@ enum relay_code stack_call_wait(struct stack_call *c)
     return c->error.code;
 }
 
-/* ---- checking
- * ---------------------------------------------------------------------------------------- */
+/* ---- checking ---- */
 
 double stack_check(uint32_t layer, const float *q, uint32_t p, const float *k, const float *v,
                    uint32_t tokens, const float *out, const float *lse)

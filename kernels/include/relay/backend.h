@@ -54,8 +54,7 @@ RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_supports(
 RELAY_EXPORT void relay_backend_plan_defaults(const struct relay_backend *backend,
                                               struct relay_plan_input *in);
 
-/* ---- memory for K/V pages ----------------------------------------------------------------------
- */
+/* ---- memory for K/V pages ---- */
 
 /* Reserves address space that is not memory yet. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_reserve(struct relay_backend *backend,
@@ -106,8 +105,7 @@ RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_pages_read(
     struct relay_backend *backend, const struct relay_pages_span *span, void *k, void *v,
     struct relay_error *err);
 
-/* ---- running ------------------------------------------------------------------------------------
- */
+/* ---- running ---- */
 
 /* The tensors of one call. Memory from relay_backend_io_alloc. */
 struct relay_io {

@@ -32,7 +32,7 @@ struct relay_shape {
     enum relay_dtype out_dtype;   /* out; LSE is always float32 */
 };
 
-/* ---- input ---------------------------------------------------------------------------------- */
+/* ---- input ---- */
 
 /* K/V that rows of several requests may share. Its parent, if any, holds the tokens before it. */
 struct relay_segment {
@@ -70,8 +70,7 @@ struct relay_plan_input {
     uint32_t item_rows_max; /* rows of one item at most; 0 = no limit */
 };
 
-/* ---- output: what backends read ---------------------------------------------------------------
- */
+/* ---- output: what backends read ---- */
 
 struct relay_plan_segment {
     uint32_t page_begin; /* into plan->pages */

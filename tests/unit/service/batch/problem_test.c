@@ -5,8 +5,10 @@
 
 static struct relay_backend *backend;
 static struct relay_error err;
+static struct relayd_plans *plans;
 static struct relayd_problem *problem;
 static int names[16];
+static struct relayd_align align;
 
 #define REQUEST(i) ((struct relayd_request *)(void *)&names[i])
 #define MODEL(i)   ((struct relayd_model *)(void *)&names[i])
@@ -40,7 +42,7 @@ static void pick(struct fake *fakes, size_t n, uint32_t rows_max, struct relayd_
     for (size_t i = 0; i < n; i++) {
         relayd_call_list_push(waiting, &fakes[i].call);
     }
-    CHECK_OK(relayd_problem_pick(problem, waiting, rows_max, picked, &err), err);
+    CHECK_OK(relayd_problem_pick(problem, waiting, &align, 0, rows_max, picked, &err), err);
 }
 
 static void test_pick_joins_same_layer(void)
@@ -152,7 +154,8 @@ static void test_pick_many(void)
 int main(void)
 {
     if (relay_backend_open("ref", NULL, &backend, &err) != RELAY_OK ||
-        relayd_problem_create(backend, &problem, &err) != RELAY_OK) {
+        relayd_plans_create(&plans, &err) != RELAY_OK ||
+        relayd_problem_create(backend, plans, &problem, &err) != RELAY_OK) {
         return 1;
     }
     CHECK_RUN(test_pick_joins_same_layer);
@@ -163,6 +166,7 @@ int main(void)
     CHECK_RUN(test_pick_keeps_rows_max);
     CHECK_RUN(test_pick_many);
     relayd_problem_destroy(problem);
+    relayd_plans_destroy(plans);
     relay_backend_close(backend);
     return check_done();
 }
