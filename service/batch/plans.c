@@ -64,7 +64,7 @@ static void keep_key(struct kept_plan *kept, const uint64_t *key, size_t words, 
 {
     kept->key_words = 0;
     if (words > kept->key_capacity) {
-        uint64_t *grown = realloc(kept->key, words * 2 * sizeof(*grown));
+        uint64_t *grown = reallocarray(kept->key, words * 2, sizeof(*grown));
         if (grown == NULL) {
             return;
         }

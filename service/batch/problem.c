@@ -166,7 +166,7 @@ static enum relay_code grow(void **array, uint32_t *capacity, uint32_t need, siz
         return RELAY_OK;
     }
     uint32_t n = need + need / 2;
-    void *p = realloc(*array, n * element);
+    void *p = reallocarray(*array, n, element);
     if (p == NULL) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a launch");
     }
@@ -288,7 +288,7 @@ static enum relay_code reserve(struct relayd_problem *p, uint32_t calls, uint32_
 {
     size_t words = KEY_HEAD_WORDS + calls + (size_t)entries * KEY_ENTRY_WORDS;
     if (words > p->key_capacity) {
-        uint64_t *grown = realloc(p->key, words * 2 * sizeof(*grown));
+        uint64_t *grown = reallocarray(p->key, words * 2, sizeof(*grown));
         if (grown == NULL) {
             return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a launch");
         }

@@ -134,8 +134,10 @@ struct relay_plan {
     const uint32_t *merge_index; /* partial rows, ascending in (level, token) order per row */
 };
 
+/* An empty plan, the caller's. RESOURCE_EXHAUSTED. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_plan_create(struct relay_plan **out,
                                                                 struct relay_error *err);
+/* NULL is fine. */
 RELAY_EXPORT void relay_plan_destroy(struct relay_plan *plan);
 
 /* Rebuilds the plan. INVALID_ARGUMENT for input that breaks the rules above (naming the entry or
