@@ -11,9 +11,7 @@
 /* The registry: every backend that is built in. */
 static const struct relay_backend_vtable *const backends[] = {
     &relay_backend_ref_vtable,
-#ifdef RELAY_HAVE_CPU
     &relay_backend_cpu_vtable,
-#endif
 };
 
 #define NUM_BACKENDS (sizeof(backends) / sizeof(backends[0]))

@@ -32,10 +32,11 @@ static enum relay_code limits_check(const struct relay_plan_input *in, struct re
         return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "%u segments and %u entries are too many",
                           in->num_segments, in->num_entries);
     }
-    if ((in->num_segments != 0 && in->segments == NULL) ||
-        (in->num_entries != 0 && in->entries == NULL)) {
-        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "%s are missing",
-                          in->entries == NULL ? "entries" : "segments");
+    if (in->num_segments != 0 && in->segments == NULL) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "segments are missing");
+    }
+    if (in->num_entries != 0 && in->entries == NULL) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "entries are missing");
     }
     return RELAY_OK;
 }
@@ -84,11 +85,6 @@ static enum relay_code context_check(const struct relay_plan_input *in, uint32_t
                           e->context_position, e->context_tokens);
     }
     end = e->context_position + e->context_tokens;
-    if (e->append && (e->position < e->context_position || e->position + e->q_len > end)) {
-        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
-                          "entries[%u] appends at [%u, %u) outside its context [%u, %u)", i,
-                          e->position, e->position + e->q_len, e->context_position, end);
-    }
     if (e->context_tokens != 0 && e->segment != RELAY_NO_SEGMENT) {
         const struct relay_segment *prompt = &in->segments[e->segment];
         if (e->context_position < prompt->position + prompt->tokens) {
@@ -96,6 +92,11 @@ static enum relay_code context_check(const struct relay_plan_input *in, uint32_t
                               "entries[%u]: context at position %u overlaps the prompt's end %u", i,
                               e->context_position, prompt->position + prompt->tokens);
         }
+    }
+    if (e->append && (e->position < e->context_position || e->position + e->q_len > end)) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
+                          "entries[%u] appends at [%u, %u) outside its context [%u, %u)", i,
+                          e->position, e->position + e->q_len, e->context_position, end);
     }
     return RELAY_OK;
 }
