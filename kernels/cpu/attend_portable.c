@@ -304,11 +304,51 @@ LANES_INLINE void scores_loop(uint32_t nr, uint32_t nt, size_t dqk, const float 
     }
 }
 
+/* scores_at(4, 2, ..), the one that most of the time goes to: named, because arrays of this size
+ * make compilers load the rows anew for each token. */
+LANES_INLINE void scores_at_4x2(size_t dqk, const float *q, const float *k, size_t k_stride,
+                                float *s)
+{
+    const v4f zero = lanes_splat(0.0f);
+    v4f a0 = zero, a1 = zero, a2 = zero, a3 = zero; /* first token, by row */
+    v4f b0 = zero, b1 = zero, b2 = zero, b3 = zero; /* second token */
+    for (size_t d = 0; d < dqk; d += LANES) {
+        v4f key_a = lanes_load(k + d);
+        v4f key_b = lanes_load(k + k_stride + d);
+        v4f row = lanes_load(q + d);
+        a0 += row * key_a;
+        b0 += row * key_b;
+        row = lanes_load(q + dqk + d);
+        a1 += row * key_a;
+        b1 += row * key_b;
+        row = lanes_load(q + 2 * dqk + d);
+        a2 += row * key_a;
+        b2 += row * key_b;
+        row = lanes_load(q + 3 * dqk + d);
+        a3 += row * key_a;
+        b3 += row * key_b;
+    }
+    lanes_store(s, lanes_sum4(a0, a1, a2, a3));
+    lanes_store(s + LANES, lanes_sum4(b0, b1, b2, b3));
+}
+
+static void scores_4(size_t dqk, const float *q, const float *k, size_t k_stride, uint32_t tokens,
+                     float *s)
+{
+    uint32_t t = 0;
+    for (; t + 2 <= tokens; t += 2) {
+        scores_at_4x2(dqk, q, k + t * k_stride, k_stride, s + t * LANES);
+    }
+    if (t < tokens) {
+        scores_at(4, 1, dqk, q, k + t * k_stride, k_stride, s + t * LANES);
+    }
+}
+
 static void scores(uint32_t nr, size_t dqk, const float *q, const float *k, size_t k_stride,
                    uint32_t tokens, float *s)
 {
     if (nr > 2) {
-        scores_loop(4, 2, dqk, q, k, k_stride, tokens, s);
+        scores_4(dqk, q, k, k_stride, tokens, s);
     } else if (nr == 2) {
         scores_loop(2, 4, dqk, q, k, k_stride, tokens, s);
     } else {
@@ -357,11 +397,49 @@ LANES_INLINE void values_loop(uint32_t nr, uint32_t nd, const float *p, const fl
     }
 }
 
+/* values_loop(4, 2, ..), named as scores_at_4x2 is. */
+static void values_4(const float *p, const float *v, size_t v_stride, uint32_t tokens, float *o,
+                     size_t dv)
+{
+    const float *p_end = p + (size_t)tokens * LANES * LANES;
+    for (size_t d = 0; d < dv; d += 2 * LANES, o += 2 * LANES) {
+        const float *value = v + d;
+        v4f a0 = lanes_load(o), b0 = lanes_load(o + LANES);
+        v4f a1 = lanes_load(o + dv), b1 = lanes_load(o + dv + LANES);
+        v4f a2 = lanes_load(o + 2 * dv), b2 = lanes_load(o + 2 * dv + LANES);
+        v4f a3 = lanes_load(o + 3 * dv), b3 = lanes_load(o + 3 * dv + LANES);
+        for (const float *w = p; w != p_end; w += LANES * LANES, value += v_stride) {
+            v4f value_a = lanes_load(value);
+            v4f value_b = lanes_load(value + LANES);
+            v4f weight = lanes_load(w);
+            a0 += weight * value_a;
+            b0 += weight * value_b;
+            weight = lanes_load(w + LANES);
+            a1 += weight * value_a;
+            b1 += weight * value_b;
+            weight = lanes_load(w + 2 * LANES);
+            a2 += weight * value_a;
+            b2 += weight * value_b;
+            weight = lanes_load(w + 3 * LANES);
+            a3 += weight * value_a;
+            b3 += weight * value_b;
+        }
+        lanes_store(o, a0);
+        lanes_store(o + LANES, b0);
+        lanes_store(o + dv, a1);
+        lanes_store(o + dv + LANES, b1);
+        lanes_store(o + 2 * dv, a2);
+        lanes_store(o + 2 * dv + LANES, b2);
+        lanes_store(o + 3 * dv, a3);
+        lanes_store(o + 3 * dv + LANES, b3);
+    }
+}
+
 static void values(uint32_t nr, const float *p, const float *v, size_t v_stride, uint32_t tokens,
                    float *o, size_t dv)
 {
     if (nr > 2) {
-        values_loop(4, 2, p, v, v_stride, tokens, o, dv);
+        values_4(p, v, v_stride, tokens, o, dv);
     } else if (nr == 2) {
         values_loop(2, 4, p, v, v_stride, tokens, o, dv);
     } else {

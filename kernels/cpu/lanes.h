@@ -42,7 +42,11 @@ LANES_INLINE v4f lanes_select(v4i mask, v4f a, v4f b)
 /* The larger; a where b is NaN. */
 LANES_INLINE v4f lanes_max(v4f a, v4f b)
 {
-    return lanes_select(b > a, b, a);
+    v4f max;
+    for (uint32_t i = 0; i < LANES; i++) { /* the form that becomes one instruction */
+        max[i] = b[i] > a[i] ? b[i] : a[i];
+    }
+    return max;
 }
 
 /* Lane i of the result is the sum of the four lanes of the i-th argument, as (0 + 2) + (1 + 3). */
