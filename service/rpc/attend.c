@@ -117,7 +117,7 @@ static enum relay_code storage_alloc(struct attend_call *attend, struct relay_er
     if (storage->handles != NULL) {
         return RELAY_OK;
     }
-    storage->handles = malloc(n * (sizeof(uint64_t) + 2 * sizeof(uint32_t)));
+    storage->handles = reallocarray(NULL, n, sizeof(uint64_t) + 2 * sizeof(uint32_t));
     if (storage->handles == NULL) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a call");
     }

@@ -35,6 +35,7 @@ void relayd_rpc_limits(const struct relayd_rpc *rpc, const struct relayd_session
     out->content_key_bytes_max = RELAYD_CONTENT_KEY_BYTES_MAX;
     out->labels_max = RELAYD_LABELS_MAX;
     out->label_bytes_max = RELAYD_LABEL_BYTES_MAX;
+    out->features_max = RELAYD_RPC_FEATURES_MAX;
     out->page_size_max = rpc->opt.list_page_max;
     out->prompt_bytes_max = store->prompt_bytes_max;
     out->request_bytes_max = store->request_bytes_max;

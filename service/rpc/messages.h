@@ -8,6 +8,9 @@
 
 #include <relay/v1/relay.pb-c.h>
 
+/* Most names in OpenSession's features. */
+#define RELAYD_RPC_FEATURES_MAX 64u
+
 /* Every limit; session NULL: the server's. */
 void relayd_rpc_limits(const struct relayd_rpc *rpc, const struct relayd_session_info *session,
                        Relay__V1__Limits *out);

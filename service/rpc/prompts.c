@@ -2,6 +2,7 @@
  * that copy much or free pages on the worker. */
 #include "service/rpc/messages.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,12 +33,11 @@ static enum relay_code check_generation(struct relayd_rpc_unary *unary, uint64_t
         return RELAY_OK;
     }
     unary->detail.field = "generation";
-    snprintf(unary->detail.expected, sizeof(unary->detail.expected), "%llu",
-             (unsigned long long)info->generation);
-    snprintf(unary->detail.got, sizeof(unary->detail.got), "%llu", (unsigned long long)wanted);
-    return RELAY_FAIL(err, RELAY_ABORTED, "generation %llu of prompt %s is gone: %llu is live",
-                      (unsigned long long)wanted, info->prompt_id,
-                      (unsigned long long)info->generation);
+    snprintf(unary->detail.expected, sizeof(unary->detail.expected), "%" PRIx64, info->generation);
+    snprintf(unary->detail.got, sizeof(unary->detail.got), "%" PRIx64, wanted);
+    return RELAY_FAIL(err, RELAY_ABORTED,
+                      "prompt %s: generation %" PRIx64 " is gone, %" PRIx64 " is live",
+                      info->prompt_id, wanted, info->generation);
 }
 
 /* The answer's prompt and room for the store's copy. */

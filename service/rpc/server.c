@@ -2,12 +2,12 @@
  * start, drain and destroy belong to main's thread; stats and set_serving to any. */
 #include "service/rpc/server.h"
 #include "service/base/log.h"
-#include "service/rpc/listen.h"
 
 #include <grpc/grpc_security.h>
 #include <grpc/support/log.h>
 #include <grpc/support/time.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/random.h>
 #include <time.h>
 
@@ -104,6 +104,24 @@ static enum relay_code register_methods(struct relayd_rpc *rpc, struct relay_err
             rpc->num_methods++;
         }
     }
+    return RELAY_OK;
+}
+
+/* ---- addresses --------------------------------------------------------------------------------
+ */
+
+/* Plaintext: TLS comes with credentials. *port is 0 for a unix socket, whose path main.c has
+ * claimed. */
+static enum relay_code listen_on(grpc_server *server, const char *address, uint32_t *port,
+                                 struct relay_error *err)
+{
+    grpc_server_credentials *insecure = grpc_insecure_server_credentials_create();
+    int bound = grpc_server_add_http2_port(server, address, insecure);
+    grpc_server_credentials_release(insecure);
+    if (bound == 0) {
+        return RELAY_FAIL(err, RELAY_UNAVAILABLE, "cannot listen on %s", address);
+    }
+    *port = strncmp(address, "unix", 4) == 0 ? 0 : (uint32_t)bound;
     return RELAY_OK;
 }
 
@@ -233,7 +251,7 @@ static enum relay_code setup(struct relayd_rpc *rpc, struct relay_error *err)
     }
     code = register_methods(rpc, err);
     for (uint32_t i = 0; i < rpc->opt.num_listen && code == RELAY_OK; i++) {
-        code = relayd_rpc_listen(rpc->server, rpc->opt.listen[i], &rpc->ports[i], err);
+        code = listen_on(rpc->server, rpc->opt.listen[i], &rpc->ports[i], err);
     }
     if (code != RELAY_OK) {
         return code;

@@ -4,15 +4,13 @@
 #include <proto/wire/convert.h>
 #include <string.h>
 
-#define FEATURES_MAX 64u
-
 /* Nothing optional exists yet, so every name is one this server does not know. */
 static enum relay_code check_features(struct relayd_rpc_unary *unary,
                                       const Relay__V1__OpenSessionRequest *in,
                                       struct relay_error *err)
 {
     enum relay_code code =
-        relayd_rpc_check_max(unary, "features", in->n_features, FEATURES_MAX, err);
+        relayd_rpc_check_max(unary, "features", in->n_features, RELAYD_RPC_FEATURES_MAX, err);
     if (code == RELAY_OK && in->n_features > 0) {
         unary->detail.field = "features";
         code = RELAY_FAIL(err, RELAY_UNIMPLEMENTED, "features: this server has no \"%.64s\"",
