@@ -58,6 +58,7 @@ struct relayd_call {
     bool has_kv; /* io.k, io.v hold new tokens to store */
     uint32_t num_entries;
     uint32_t rows;
+    uint32_t row_begin;                /* of a step's rows, for a piece */
     struct relayd_call_entry *entries; /* [num_entries], memory of the slot */
     struct relay_io io;                /* tensors, memory of the slot */
     uint64_t received_ns;

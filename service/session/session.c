@@ -1,7 +1,7 @@
 /* Sessions: the table, tokens, leases, lifetime. Any thread; the table's mutex is never held while
  * a session is taken apart. */
 #include "service/base/log.h"
-#include "service/session/internal.h"
+#include "service/session/stream_internal.h"
 
 #include <openssl/rand.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@ static uint64_t now_ns(const struct relayd_sessions *sessions)
     return relayd_clock_now_ns(sessions->opt.clock);
 }
 
-static void renew(struct relayd_session *session)
+void relayd_session_renew(struct relayd_session *session)
 {
     uint64_t end = now_ns(session->sessions) + session->lease_ms * NS_PER_MS;
     atomic_store_explicit(&session->lease_end_ns, end, memory_order_relaxed);
@@ -59,13 +59,27 @@ static void end(struct relayd_session *session)
 {
     pthread_mutex_lock(&session->mutex);
     session->closed = true;
+    struct relayd_stream *stream = relayd_stream_lose_locked(session);
     struct session_request *entry, *next;
     HASH_ITER(by_handle, session->requests, entry, next)
     {
         relayd_session_drop(session, entry);
     }
     pthread_mutex_unlock(&session->mutex);
+    relayd_stream_tell_lost(stream, RELAY_NOT_FOUND, "the session has ended");
     relayd_session_release(session);
+}
+
+/* Its lease is over and no stream keeps it. */
+static bool is_over(struct relayd_session *session, uint64_t now)
+{
+    if (atomic_load_explicit(&session->lease_end_ns, memory_order_relaxed) > now) {
+        return false;
+    }
+    pthread_mutex_lock(&session->mutex);
+    bool attached = session->stream != NULL;
+    pthread_mutex_unlock(&session->mutex);
+    return !attached;
 }
 
 void relayd_sessions_destroy(struct relayd_sessions *sessions)
@@ -91,7 +105,7 @@ uint32_t relayd_sessions_sweep(struct relayd_sessions *sessions)
     pthread_mutex_lock(&sessions->mutex);
     HASH_ITER(hh, sessions->table, session, next)
     {
-        if (atomic_load_explicit(&session->lease_end_ns, memory_order_relaxed) <= now) {
+        if (is_over(session, now)) {
             HASH_DEL(sessions->table, session);
             session->next_gone = gone;
             gone = session;
@@ -218,7 +232,7 @@ enum relay_code relayd_session_open(struct relayd_sessions *sessions,
         .response_bytes_max = session->response_bytes_max,
     };
     memcpy(info.token, session->token, sizeof(info.token));
-    renew(session);
+    relayd_session_renew(session);
     pthread_mutex_lock(&sessions->mutex);
     if (HASH_COUNT(sessions->table) >= sessions->opt.sessions_max) {
         code = RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "%u sessions are open already",
@@ -258,7 +272,7 @@ enum relay_code relayd_session_acquire(struct relayd_sessions *sessions, const c
     }
     if (session != NULL) {
         atomic_fetch_add_explicit(&session->refs, 1, memory_order_relaxed);
-        renew(session);
+        relayd_session_renew(session);
     }
     pthread_mutex_unlock(&sessions->mutex);
     if (session == NULL) {

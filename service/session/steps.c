@@ -1,0 +1,231 @@
+/* Steps of a stream: admission for all layers at once, and the giving back. Step objects are
+ * reused, so that a running engine's steps allocate nothing. */
+#include "service/session/stream_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- ending ---- */
+
+/* Its requests go back and it may be used again. */
+static void over(struct relayd_step *step)
+{
+    for (uint32_t i = 0; step->refused.code == RELAY_OK && i < step->num_entries; i++) {
+        relayd_request_unlend(step->entries[i].request);
+    }
+    step->num_entries = 0;
+    step->next = step->stream->spare;
+    step->stream->spare = step;
+}
+
+void relayd_step_end_locked(struct relayd_step *step)
+{
+    struct relayd_stream *stream = step->stream;
+    struct relayd_step **link = &stream->steps;
+    while (*link != step) {
+        link = &(*link)->next;
+    }
+    *link = step->next;
+    stream->num_steps--;
+    step->ended = true;
+    for (uint32_t i = 0; step->refused.code == RELAY_OK && i < step->num_entries; i++) {
+        struct session_request *r = relayd_session_find(stream->session, step->handles[i]);
+        if (r != NULL && r->step == step) {
+            r->step = NULL;
+        }
+    }
+    if (step->calls == 0) {
+        over(step);
+    }
+}
+
+void relayd_steps_end_all_locked(struct relayd_stream *stream)
+{
+    while (stream->steps != NULL) {
+        relayd_step_end_locked(stream->steps);
+    }
+}
+
+void relayd_step_call_done_locked(struct relayd_step *step)
+{
+    if (--step->calls == 0 && step->ended) {
+        over(step);
+    }
+}
+
+void relayd_stream_end_step(struct relayd_stream *stream, uint64_t step_id)
+{
+    pthread_mutex_lock(&stream->session->mutex);
+    relayd_session_renew(stream->session);
+    struct relayd_step *step = stream->steps;
+    while (step != NULL && step->step_id != step_id) {
+        step = step->next;
+    }
+    if (step != NULL) {
+        relayd_step_end_locked(step);
+    }
+    pthread_mutex_unlock(&stream->session->mutex);
+}
+
+void relayd_steps_free(struct relayd_stream *stream)
+{
+    while (stream->spare != NULL) {
+        struct relayd_step *step = stream->spare;
+        stream->spare = step->next;
+        free(step->entries);
+        free(step->handles);
+        free(step);
+    }
+}
+
+/* ---- beginning ---- */
+
+/* Forgets the oldest refused step when the stream remembers too many. */
+static enum relay_code make_room(struct relayd_stream *stream, struct relay_error *err)
+{
+    struct relayd_step *oldest = NULL;
+    if (stream->num_steps < RELAYD_STREAM_STEPS_MAX) {
+        return RELAY_OK;
+    }
+    for (struct relayd_step *step = stream->steps; step != NULL; step = step->next) {
+        oldest = step->refused.code != RELAY_OK ? step : oldest;
+    }
+    if (oldest == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "%u steps are open on the stream",
+                          stream->num_steps);
+    }
+    relayd_step_end_locked(oldest);
+    return RELAY_OK;
+}
+
+static enum relay_code take_step(struct relayd_stream *stream, struct relayd_step **out,
+                                 struct relay_error *err)
+{
+    enum relay_code code = make_room(stream, err);
+    if (code != RELAY_OK) {
+        return code;
+    }
+    struct relayd_step *step = stream->spare;
+    if (step != NULL) {
+        stream->spare = step->next;
+    } else {
+        uint32_t rows_max = stream->session->rows_max;
+        step = calloc(1, sizeof(*step));
+        if (step != NULL) {
+            step->entries = calloc(rows_max, sizeof(*step->entries));
+            step->handles = calloc(rows_max, sizeof(*step->handles));
+        }
+        if (step == NULL || step->entries == NULL || step->handles == NULL) {
+            if (step != NULL) {
+                free(step->entries);
+                free(step->handles);
+                free(step);
+            }
+            return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a step");
+        }
+        step->stream = stream;
+    }
+    *out = step;
+    return RELAY_OK;
+}
+
+static void fill(struct relayd_step *step, const struct relayd_step_desc *desc)
+{
+    step->step_id = desc->step_id;
+    step->refused.code = RELAY_OK;
+    step->part = desc->part;
+    step->sharing = desc->sharing;
+    step->want_lse = desc->want_lse;
+    step->want_timings = desc->want_timings;
+    step->ended = false;
+    step->deadline_ns = desc->deadline_ns;
+    step->align_ns = desc->align_ns;
+    step->rows = 0;
+    step->num_entries = 0;
+    step->walk = (struct relayd_walk){0};
+}
+
+/* Entries into the step and lent, or why not. */
+static enum relay_code admit(struct relayd_step *step, const struct relayd_step_desc *desc,
+                             uint64_t *kv_tokens_free, struct relayd_entry_errors *errors,
+                             struct relay_error *err)
+{
+    struct relayd_session *session = step->stream->session;
+    uint32_t rows = 0;
+    if (desc->step_id == 0) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "step_id is 0: a stream's steps count up");
+    }
+    enum relay_code code = relayd_session_check_entries(session, desc->q_lens, desc->positions,
+                                                        desc->num_entries, &rows, err);
+    if (code != RELAY_OK) {
+        return code;
+    }
+    uint32_t row = 0;
+    for (uint32_t i = 0; i < desc->num_entries; i++) {
+        uint32_t q_len = desc->q_lens == NULL ? 1 : desc->q_lens[i];
+        step->handles[i] = desc->handles[i];
+        step->entries[i] = (struct relayd_call_entry){
+            .row_begin = row, .q_len = q_len, .position = desc->positions[i]};
+        row += q_len;
+    }
+    const struct relayd_admission admission = {
+        .handles = desc->handles,
+        .entries = step->entries,
+        .num_entries = desc->num_entries,
+        .step_id = desc->step_id,
+        .repeats = desc->part == RELAY_PART_PROMPT_ONLY,
+        .reserve = desc->part != RELAY_PART_PROMPT_ONLY,
+        .step = step,
+    };
+    code = relayd_session_admit(session, &admission, kv_tokens_free, errors, err);
+    if (code == RELAY_OK) {
+        step->rows = rows;
+        step->num_entries = desc->num_entries;
+    }
+    return code;
+}
+
+/* The step is its requests' open one now; older ones on them end. */
+static void claim_requests(struct relayd_step *step)
+{
+    for (uint32_t i = 0; i < step->num_entries; i++) {
+        struct session_request *r = relayd_session_find(step->stream->session, step->handles[i]);
+        if (r->step != NULL && r->step != step) {
+            relayd_step_end_locked(r->step);
+        }
+        r->step = step;
+    }
+}
+
+enum relay_code relayd_stream_begin(struct relayd_stream *stream,
+                                    const struct relayd_step_desc *desc, uint64_t *kv_tokens_free,
+                                    struct relayd_entry_errors *errors, struct relay_error *err)
+{
+    struct relayd_session *session = stream->session;
+    struct relayd_step *step = NULL;
+    struct relay_error why = {0};
+    relayd_stream_end_step(stream, desc->step_id);
+    pthread_mutex_lock(&session->mutex);
+    enum relay_code code =
+        stream->lost ? RELAY_FAIL(&why, RELAY_ABORTED, "the stream was taken over") : RELAY_OK;
+    if (code == RELAY_OK) {
+        code = take_step(stream, &step, &why);
+    }
+    if (code == RELAY_OK) {
+        fill(step, desc);
+        code = admit(step, desc, kv_tokens_free, errors, &why);
+        step->refused = why;
+        step->refused.code = code;
+        step->next = stream->steps;
+        stream->steps = step;
+        stream->num_steps++;
+    }
+    if (code == RELAY_OK) {
+        claim_requests(step);
+        if (desc->step_id > session->last_step_id) {
+            session->last_step_id = desc->step_id;
+        }
+    }
+    pthread_mutex_unlock(&session->mutex);
+    return code == RELAY_OK ? RELAY_OK : RELAY_FAIL(err, code, "%.240s", why.msg);
+}
