@@ -35,6 +35,10 @@ bool relay_wire_cursor_fill(struct relay_wire_cursor *cursor)
 const char *relay_wire_read_varint(struct relay_wire_cursor *cursor, uint64_t *value)
 {
     uint64_t v = 0;
+    if (cursor->at < cursor->stop && *cursor->at < 0x80) {
+        *value = *cursor->at++; /* most varints */
+        return NULL;
+    }
     for (unsigned shift = 0; shift < 70; shift += 7) {
         uint8_t byte;
         if (!relay_wire_cursor_fill(cursor)) {
@@ -86,10 +90,16 @@ const char *relay_wire_read_bytes(struct relay_wire_cursor *cursor, void *dst, s
 
 const char *relay_wire_read_fixed64(struct relay_wire_cursor *cursor, uint64_t *value)
 {
-    uint8_t b[8];
-    const char *why = relay_wire_read_bytes(cursor, b, sizeof(b));
-    if (why != NULL) {
-        return why;
+    uint8_t copy[8];
+    const uint8_t *b = cursor->at;
+    if (cursor->stop - cursor->at >= 8) {
+        cursor->at += 8;
+    } else {
+        const char *why = relay_wire_read_bytes(cursor, copy, sizeof(copy));
+        if (why != NULL) {
+            return why;
+        }
+        b = copy;
     }
     *value = (uint64_t)b[0] | (uint64_t)b[1] << 8 | (uint64_t)b[2] << 16 | (uint64_t)b[3] << 24 |
              (uint64_t)b[4] << 32 | (uint64_t)b[5] << 40 | (uint64_t)b[6] << 48 |

@@ -61,6 +61,29 @@ static const char *read_element(struct relay_wire_cursor *cursor, enum relay_wir
     return NULL;
 }
 
+/* Packed fixed64 in one go: tensors are little-endian here too, so no other host is served. */
+static const char *read_packed_fixed64(struct relay_wire_cursor *cursor, size_t length,
+                                       struct relay_wire_array *array, bool *full)
+{
+    size_t n = length / sizeof(uint64_t);
+    const char *why;
+
+    _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "little-endian host");
+    if (length % sizeof(uint64_t) != 0) {
+        return "truncated";
+    }
+    if (n > array->max - array->count) {
+        *full = true;
+        return "too many";
+    }
+    if (n == 0) {
+        return NULL;
+    }
+    why = relay_wire_read_bytes(cursor, (uint64_t *)array->data + array->count, length);
+    array->count += (uint32_t)n;
+    return why;
+}
+
 static enum relay_code read_array(struct relay_wire_cursor *cursor,
                                   const struct relay_wire_table *table,
                                   const struct relay_wire_field *field, uint32_t wire_type,
@@ -74,7 +97,9 @@ static enum relay_code read_array(struct relay_wire_cursor *cursor,
     } else {
         size_t length;
         why = relay_wire_read_length(cursor, &length);
-        if (why == NULL) {
+        if (why == NULL && field->kind == RELAY_WIRE_FIELD_FIXED64_ARRAY) {
+            why = read_packed_fixed64(cursor, length, array, &full);
+        } else if (why == NULL) {
             struct relay_wire_cursor packed = relay_wire_cursor_split(cursor, length);
             while (why == NULL && relay_wire_cursor_left(&packed) > 0) {
                 why = read_element(&packed, field->kind, array, &full);
