@@ -232,6 +232,7 @@ void relayd_rpc_queue_fini(struct relayd_rpc_queue *queue)
     }
     grpc_completion_queue_destroy(queue->cq);
     free_calls(queue);
+    free(queue->entries.handles);
     pthread_cond_destroy(&queue->empty);
     pthread_mutex_destroy(&queue->mutex);
 }

@@ -77,11 +77,17 @@ static grpc_server *server_create(const struct relayd_rpc_options *opt)
 static enum relay_code register_methods(struct relayd_rpc *rpc, struct relay_error *err)
 {
     const struct relayd_rpc_method *const topics[] = {
-        relayd_rpc_attend_methods,   relayd_rpc_info_methods,
-        relayd_rpc_session_methods,  relayd_rpc_request_methods,
-        relayd_rpc_append_methods,   relayd_rpc_prompt_methods,
-        relayd_rpc_register_methods, relayd_rpc_health_methods,
-        relayd_rpc_unknown_methods,  rpc->opt.reflection ? relayd_rpc_reflection_methods : NULL,
+        relayd_rpc_attend_methods,
+        relayd_rpc_attend_stream_methods,
+        relayd_rpc_info_methods,
+        relayd_rpc_session_methods,
+        relayd_rpc_request_methods,
+        relayd_rpc_append_methods,
+        relayd_rpc_prompt_methods,
+        relayd_rpc_register_methods,
+        relayd_rpc_health_methods,
+        relayd_rpc_unknown_methods,
+        rpc->opt.reflection ? relayd_rpc_reflection_methods : NULL,
     };
     for (size_t t = 0; t < sizeof(topics) / sizeof(topics[0]); t++) {
         for (const struct relayd_rpc_method *m = topics[t]; m != NULL && m->start != NULL; m++) {
@@ -168,6 +174,7 @@ void relayd_rpc_drain(struct relayd_rpc *rpc, uint32_t timeout_ms)
         return;
     }
     relayd_rpc_health_drain(&rpc->health);
+    relayd_rpc_attend_streams_drain(&rpc->attend_streams, timeout_ms);
     relayd_rpc_tag_publish(&rpc->shutdown_tag);
     grpc_server_shutdown_and_notify(rpc->server, rpc->queues[0].cq, &rpc->shutdown_tag);
     if (!wait_shutdown(rpc, timeout_ms)) {
@@ -216,6 +223,7 @@ void relayd_rpc_destroy(struct relayd_rpc *rpc)
         grpc_server_destroy(rpc->server);
     }
     grpc_shutdown();
+    relayd_rpc_attend_streams_fini(&rpc->attend_streams);
     relayd_rpc_health_fini(&rpc->health);
     pthread_cond_destroy(&rpc->changed);
     pthread_mutex_destroy(&rpc->mutex);
@@ -283,6 +291,7 @@ enum relay_code relayd_rpc_start(const struct relayd_rpc_options *options, struc
     pthread_cond_init(&rpc->changed, &monotonic);
     pthread_condattr_destroy(&monotonic);
     relayd_rpc_health_init(&rpc->health);
+    relayd_rpc_attend_streams_init(&rpc->attend_streams);
     relayd_rpc_tag_init(&rpc->shutdown_tag, NULL, shutdown_done);
     gpr_set_log_function(log_grpc);
     grpc_init();

@@ -3,10 +3,12 @@
 #ifndef RELAYD_RPC_SERVER_H
 #define RELAYD_RPC_SERVER_H
 
+#include "service/rpc/attend_stream.h"
 #include "service/rpc/call.h"
 #include "service/rpc/health.h"
 #include "service/rpc/rpc.h"
 
+#include <proto/wire/attend.h>
 #include <pthread.h>
 
 #define RELAYD_RPC_METHODS_MAX 32u
@@ -17,6 +19,7 @@ struct relayd_rpc_queue {
     grpc_completion_queue *cq;
     pthread_t thread;
     bool started;
+    struct relay_wire_entry_storage entries; /* the thread's scratch: see slot.h */
 
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t empty;  /* live fell to 0 */
@@ -36,6 +39,7 @@ struct relayd_rpc {
     uint64_t epoch; /* random; changes with each start */
     uint64_t started_ns;
     struct relayd_rpc_health health;
+    struct relayd_rpc_attend_streams attend_streams;
 
     struct relayd_rpc_tag shutdown_tag;
     pthread_mutex_t mutex; /* guards shutdown_done */
@@ -54,6 +58,7 @@ extern const struct relayd_rpc_method relayd_rpc_session_methods[];
 extern const struct relayd_rpc_method relayd_rpc_request_methods[];
 extern const struct relayd_rpc_method relayd_rpc_append_methods[];
 extern const struct relayd_rpc_method relayd_rpc_attend_methods[];
+extern const struct relayd_rpc_method relayd_rpc_attend_stream_methods[];
 extern const struct relayd_rpc_method relayd_rpc_health_methods[];
 extern const struct relayd_rpc_method relayd_rpc_reflection_methods[];
 extern const struct relayd_rpc_method relayd_rpc_unknown_methods[];
