@@ -74,6 +74,9 @@ struct relayd_call {
 
     struct relay_error error; /* code RELAY_OK when it was computed */
     struct relayd_call_timings timings;
+
+    void *reader;        /* rpc's: whose answer is read out of the slot, */
+    atomic_uint readers; /* and how many pieces of it still are */
 };
 
 /* ---- lists and what may go together ---- */
