@@ -9,7 +9,7 @@
 
 #define TARGET_DEFAULT "unix:///run/relayd/relayd.sock"
 /* Largest error in units of max(1, |expected|). K/V and q are the same bits on both sides; what is
- * left is float32 accumulation over a few hundred tokens against float64: about 1e-6 seen. */
+ * left is float32 accumulation over a few hundred tokens against float64: a few 1e-6 seen. */
 #define TOLERANCE_DEFAULT 2e-5
 
 #define ALL    (~0u)
@@ -286,10 +286,35 @@ static bool check_needed(const struct relay_cli_args *args, int *exit_code)
     return true;
 }
 
+/* Where the command is: the first word that is neither an option nor an option's value. */
+static int find_command(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        if (argv[i][0] != '-') {
+            return i;
+        }
+        for (int o = 0; o < NUM_OPTIONS; o++) {
+            char name[64];
+            if (options[o].arg != NULL && strncmp(argv[i], "--", 2) == 0 &&
+                strcmp(argv[i] + 2, flag(options[o].name, name, sizeof(name))) == 0) {
+                i++;
+                break;
+            }
+        }
+    }
+    return argc;
+}
+
+/* Finds the command and takes it out of argv. */
 static bool parse_command(int argc, char **argv, struct relay_cli_args *args, int *exit_code)
 {
-    const char *word = argc > 1 ? argv[1] : "";
-    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0) {
+    const int at = find_command(argc, argv);
+    const char *word = at < argc ? argv[at] : "";
+    bool help = strcmp(word, "help") == 0;
+    for (int i = 1; i < argc && at == argc; i++) {
+        help = help || strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0;
+    }
+    if (help) {
         print_help(stdout);
         *exit_code = RELAY_CLI_EXIT_OK;
         return false;
@@ -297,10 +322,11 @@ static bool parse_command(int argc, char **argv, struct relay_cli_args *args, in
     for (int i = 0; i < RELAY_CLI_NUM_COMMANDS; i++) {
         if (strcmp(word, commands[i].word) == 0) {
             args->command = (enum relay_cli_command)i;
+            memmove(argv + at, argv + at + 1, (size_t)(argc - at) * sizeof(argv[0]));
             return true;
         }
     }
-    if (argc > 1) {
+    if (at < argc) {
         fprintf(stderr, "relayctl: no command \"%s\"\n", word);
     }
     print_help(stderr);
@@ -328,6 +354,7 @@ bool relay_cli_args_parse(int argc, char **argv, struct relay_cli_args *args, in
     if (!parse_command(argc, argv, args, exit_code)) {
         return false;
     }
+    argc--;
     memset(longs, 0, sizeof(longs));
     int n = 0;
     for (int i = 0; i < NUM_OPTIONS; i++) {
@@ -338,7 +365,7 @@ bool relay_cli_args_parse(int argc, char **argv, struct relay_cli_args *args, in
         }
     }
     optind = 1;
-    for (int got; (got = getopt_long(argc - 1, argv + 1, "h", longs, NULL)) != -1;) {
+    for (int got; (got = getopt_long(argc, argv, "h", longs, NULL)) != -1;) {
         if (got == 'h' || got == 256 + OPTION_help) {
             print_command_help(stdout, args->command);
             *exit_code = RELAY_CLI_EXIT_OK;
@@ -352,8 +379,8 @@ bool relay_cli_args_parse(int argc, char **argv, struct relay_cli_args *args, in
             return usage(args, exit_code);
         }
     }
-    char **rest = argv + 1 + optind;
-    const int num_rest = argc - 1 - optind;
+    char **rest = argv + optind;
+    const int num_rest = argc - optind;
     if (num_rest > (commands[args->command].operand[0] != '\0' ? 1 : 0)) {
         fprintf(stderr, "relayctl: what is \"%s\"?\n", rest[num_rest - 1]);
         return usage(args, exit_code);

@@ -89,19 +89,20 @@ static void print_measured(const struct relay_cli_report *report, uint32_t num_l
     printf("\nrelay (the prompt read once) against plain (once per request): %u requests, p50 of "
            "%u calls each, by turns\n",
            report->num_requests, rounds);
-    printf("%5s  %10s %10s %11s  %10s %10s %11s  %s\n", "layer", "relay us", "compute", "prompt",
-           "plain us", "compute", "prompt", "compute ratio");
+    printf("%5s  %9s %9s %10s  %9s %9s %10s  %7s %8s\n", "layer", "relay us", "compute", "prompt",
+           "plain us", "compute", "prompt", "faster", "compute");
     for (uint32_t l = 0; l < num_layers; l++) {
         struct relay_cli_samples *a = &report->layers[l].relay, *b = &report->layers[l].plain;
         char a_bytes[32], b_bytes[32];
-        const double relay = (double)relay_cli_p50(a->compute_us, a->count);
-        const double plain = (double)relay_cli_p50(b->compute_us, b->count);
-        printf("%5u  %10llu %10.0f %11s  %10llu %10.0f %11s  %.2fx\n", l,
-               (unsigned long long)relay_cli_p50(a->total_us, a->count), relay,
-               relay_cli_bytes_text(a->prompt_bytes, a_bytes, sizeof(a_bytes)),
-               (unsigned long long)relay_cli_p50(b->total_us, b->count), plain,
-               relay_cli_bytes_text(b->prompt_bytes, b_bytes, sizeof(b_bytes)),
-               relay > 0 ? plain / relay : 0);
+        const double relay = (double)relay_cli_p50(a->total_us, a->count);
+        const double plain = (double)relay_cli_p50(b->total_us, b->count);
+        const double relay_compute = (double)relay_cli_p50(a->compute_us, a->count);
+        const double plain_compute = (double)relay_cli_p50(b->compute_us, b->count);
+        printf("%5u  %9.0f %9.0f %10s  %9.0f %9.0f %10s  %6.2fx %7.2fx\n", l, relay, relay_compute,
+               relay_cli_bytes_text(a->prompt_bytes, a_bytes, sizeof(a_bytes)), plain,
+               plain_compute, relay_cli_bytes_text(b->prompt_bytes, b_bytes, sizeof(b_bytes)),
+               relay > 0 ? plain / relay : 0,
+               relay_compute > 0 ? plain_compute / relay_compute : 0);
     }
 }
 
