@@ -3,6 +3,8 @@
 
 #include "core/host_memory.h"
 
+#include <sched.h>
+
 static struct fake_backend *fake_of(struct relay_backend *backend)
 {
     return (struct fake_backend *)backend; /* base is its first member */
@@ -67,6 +69,7 @@ static enum relay_code fake_commit(struct relay_backend *backend, void *base, si
         atomic_fetch_sub(&fake->fail_commits, 1);
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory, as the test wants it");
     }
+    (void)sched_yield(); /* lets others in where a real system takes its time */
     code = relay_host_commit(backend, base, offset, bytes, err);
     if (code == RELAY_OK) {
         fake_note(fake, base, offset, bytes, 1);
@@ -77,6 +80,7 @@ static enum relay_code fake_commit(struct relay_backend *backend, void *base, si
 static void fake_decommit(struct relay_backend *backend, void *base, size_t offset, size_t bytes)
 {
     fake_note(fake_of(backend), base, offset, bytes, 0);
+    (void)sched_yield();
     relay_host_decommit(backend, base, offset, bytes);
 }
 

@@ -9,12 +9,14 @@
 #define THREADS 4u
 #define ROUNDS  1500u
 #define TOKENS  40u
+#define KINDS   5u
 
 struct hammer {
     struct fixture f;
     struct fixture_model spec;
-    atomic_uint wrong;   /* bytes or codes that must not be */
-    atomic_uint done[4]; /* rounds of each kind that went the whole way */
+    struct fixture_model big; /* a page of 1 MiB: memory comes and goes all the time */
+    atomic_uint wrong;        /* bytes or codes that must not be */
+    atomic_uint done[KINDS];  /* rounds of each kind that went the whole way */
 };
 
 static struct hammer h;
@@ -151,13 +153,34 @@ static void shared_round(uint32_t random)
     }
 }
 
+/* A model that nobody keeps: its pool is made and destroyed under the sweeps. */
+static void big_round(uint32_t random)
+{
+    struct relayd_model *model = NULL;
+    struct relayd_request *request = NULL;
+    struct relay_error err;
+    if (relayd_model_acquire(h.f.store, "t", &h.big.model, &model, &err) != RELAY_OK) {
+        expect(false);
+        return;
+    }
+    if (relayd_request_create(model, NULL, 1, random % 60, &request, &err) == RELAY_OK) {
+        struct relayd_lend lends = {request, random / 64 % 120, RELAY_OK, ""};
+        if (relayd_request_lend_all(&lends, 1, 1, NULL, &err) == RELAY_OK) {
+            relayd_request_unlend(request);
+            atomic_fetch_add(&h.done[4], 1);
+        }
+    }
+    relayd_model_release(model);
+    relayd_request_close(request);
+}
+
 static void *run(void *arg)
 {
     uint32_t thread = *(const uint32_t *)arg;
     uint32_t random = thread * 7919u + 1u;
     for (uint32_t i = 0; i < ROUNDS; i++) {
         random = random * 1664525u + 1013904223u;
-        switch ((thread + i) % 4) {
+        switch ((thread + i) % KINDS) {
         case 0:
             upload_round(random >> 8, i % 3 != 0);
             break;
@@ -166,6 +189,9 @@ static void *run(void *arg)
             break;
         case 2:
             shared_round(random >> 8);
+            break;
+        case 3:
+            big_round(random >> 8);
             break;
         default:
             fixture_advance(&h.f, 3);
@@ -185,13 +211,17 @@ static void test_store_under_four_threads(void)
     struct relay_error err;
     pthread_t threads[THREADS];
     uint32_t numbers[THREADS];
+    memset(&h, 0, sizeof(h));
     fixture_init(&h.f);
     h.f.options.prompt_bytes_max = 70 * 1024; /* 7 prompts of 10 pages: some do not fit */
-    h.f.options.request_bytes_max = 90 * 1024;
+    h.f.options.request_bytes_max = (uint64_t)64 << 20;
     h.f.options.upload_expiry_ms = 30;
     fixture_open(&h.f);
     CHECK_STILL();
     fixture_model_init(&h.spec, "m", 2);
+    fixture_model_init(&h.big, "big", 1);
+    h.big.kinds[0].num_q_heads = h.big.kinds[0].num_kv_heads = 64;
+    h.big.kinds[0].head_dim_qk = h.big.kinds[0].head_dim_v = 512;
     CHECK_OK(relayd_model_acquire(h.f.store, "t", &h.spec.model, &model, &err), err);
     CHECK_OK(relayd_request_create(model, NULL, 1, 0, &shared, &err), err);
     relayd_model_release(model);
@@ -203,7 +233,7 @@ static void test_store_under_four_threads(void)
         (void)pthread_join(threads[t], NULL);
     }
     CHECK_EQ(atomic_load(&h.wrong), 0);
-    for (uint32_t i = 0; i < 4; i++) { /* it was not all refusals */
+    for (uint32_t i = 0; i < KINDS; i++) { /* it was not all refusals */
         CHECK(atomic_load(&h.done[i]) > 10);
     }
     relayd_request_close(shared);
@@ -215,8 +245,53 @@ static void test_store_under_four_threads(void)
     fixture_close(&h.f);
 }
 
+/* ---- one prompt, found and let go from all threads ---- */
+
+static void *use(void *arg)
+{
+    struct relayd_model *model = arg;
+    struct relayd_prompt_query query = {"p", "", 0, NULL, 0};
+    for (uint32_t i = 0; i < 4 * ROUNDS; i++) {
+        struct relayd_prompt *prompt = NULL;
+        expect(relayd_prompt_acquire(model, &query, &prompt, NULL) == RELAY_OK);
+        relayd_prompt_release(prompt);
+    }
+    return NULL;
+}
+
+static void test_prompt_counts_from_four_threads(void)
+{
+    static struct relayd_prompt_info info;
+    struct relayd_prompt_name name = {"t", "m", "p"};
+    struct relayd_model *model = NULL;
+    struct relayd_upload_desc desc;
+    struct relay_error err;
+    pthread_t threads[THREADS];
+    memset(&h, 0, sizeof(h));
+    fixture_init(&h.f);
+    fixture_open(&h.f);
+    CHECK_STILL();
+    fixture_model_init(&h.spec, "m", 1);
+    desc = fixture_desc("t", &h.spec.model, "p", 4);
+    CHECK_OK(relayd_model_acquire(h.f.store, "t", &h.spec.model, &model, &err), err);
+    CHECK_OK(fixture_register(&h.f, &desc, 1, &info, &err), err);
+    for (uint32_t t = 0; t < THREADS; t++) {
+        CHECK(pthread_create(&threads[t], NULL, use, model) == 0);
+    }
+    for (uint32_t t = 0; t < THREADS; t++) {
+        (void)pthread_join(threads[t], NULL);
+    }
+    CHECK_EQ(atomic_load(&h.wrong), 0);
+    CHECK_OK(relayd_prompt_get(h.f.store, &name, &info, &err), err);
+    CHECK_EQ(info.hits, 4 * ROUNDS * THREADS);
+    CHECK_EQ(info.references, 0);
+    relayd_model_release(model);
+    fixture_close(&h.f);
+}
+
 int main(void)
 {
+    CHECK_RUN(test_prompt_counts_from_four_threads);
     CHECK_RUN(test_store_under_four_threads);
     return check_done();
 }

@@ -221,8 +221,9 @@ static void test_uploads_digest_is_that_of_the_bytes(void)
     uint8_t layers[2][SHA256_DIGEST_LENGTH], want[SHA256_DIGEST_LENGTH];
     struct relayd_upload_desc desc;
     struct relay_error err;
-    setup(2);
+    setup(3);
     CHECK_STILL();
+    spec.kv_layer[2] = 0; /* brings nothing, so it is not in there */
     for (uint32_t l = 0; l < 2; l++) {
         uint8_t parts[2][SHA256_DIGEST_LENGTH];
         fixture_fill(3, l, 0, TOKENS, k[l], v[l]);
@@ -365,12 +366,14 @@ static void test_uploads_shared_kv_needs_what_any_reader_sees(void)
     struct relayd_upload_desc desc;
     struct relayd_upload *upload = NULL;
     struct relay_error err;
-    setup(3);
+    setup(4);
     CHECK_STILL();
     spec.kinds[0].window = 4;
     spec.kinds[1].window = 4;
     spec.kinds[2].window = 11;
+    spec.kinds[3].window = 2;
     spec.kv_layer[2] = 0;
+    spec.kv_layer[3] = 0;
     desc = fixture_desc("t", &spec.model, "sys", 30);
     CHECK_OK(relayd_upload_begin(f.store, &desc, &upload, &info, &err), err);
     CHECK_EQ(relayd_upload_first(upload, 0), 20);
