@@ -53,7 +53,7 @@ static enum relay_code get_server_info(struct relayd_rpc_unary *unary,
     out->planes = parts->planes;
     out->sessions = relayd_sessions_count(rpc->opt.sessions);
     out->requests = store.requests;
-    out->prompts = store.prompts;
+    out->prompts = store.prompts + store.prompts_doomed;
     out->uploads = store.uploads;
     out->calls_in_flight = executor.waiting;
     out->threads = backend->threads;
