@@ -58,6 +58,9 @@ void relayd_rpc_slot_gather(struct relayd_call *slot, const struct relay_wire_vi
 static void slice_read(void *user)
 {
     struct relayd_call *slot = user;
+    /* gRPC hands the slot from thread to thread, which nobody else can see: pairs with the release
+     * in relayd_rpc_slot_slices. The reader is read before the slot may be another call's. */
+    (void)atomic_load_explicit(&slot->readers, memory_order_acquire);
     struct relayd_rpc_call *call = slot->reader;
     if (atomic_fetch_sub_explicit(&slot->readers, 1, memory_order_acq_rel) == 1) {
         relayd_slots_give(slot);
