@@ -64,14 +64,15 @@ static void child(char *const *argv, int ready_fd, int log_fd, pid_t parent)
     if (getppid() != parent) {
         _exit(127);
     }
+    /* The log first: it may lie where the other one goes. */
+    dup2(log_fd, STDOUT_FILENO);
+    dup2(log_fd, STDERR_FILENO);
     /* dup2 onto itself would leave close-on-exec set. */
     if (ready_fd == READY_FD) {
         fcntl(ready_fd, F_SETFD, 0);
     } else {
         dup2(ready_fd, READY_FD);
     }
-    dup2(log_fd, STDOUT_FILENO);
-    dup2(log_fd, STDERR_FILENO);
     execv(argv[0], argv);
     _exit(127);
 }
