@@ -1,3 +1,4 @@
+/* Sends a stream's answers in order. Any thread; batches are started under the mutex. */
 #include "service/rpc/outbox.h"
 
 #include <string.h>

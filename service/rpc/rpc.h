@@ -47,6 +47,7 @@ void relayd_rpc_destroy(struct relayd_rpc *rpc);
 struct relayd_rpc_stats {
     uint64_t calls_started, calls_finished, calls_failed;
     uint64_t bytes_received, bytes_sent; /* message bytes */
+    uint64_t connections_refused;        /* file descriptors had run out */
     uint32_t open_calls;
 };
 void relayd_rpc_stats(const struct relayd_rpc *rpc, struct relayd_rpc_stats *out);

@@ -2,6 +2,7 @@
  * start, drain and destroy belong to main's thread; stats and set_serving to any. */
 #include "service/rpc/server.h"
 #include "service/base/log.h"
+#include "service/rpc/accept.h"
 
 #include <grpc/grpc_security.h>
 #include <grpc/support/log.h>
@@ -328,6 +329,7 @@ void relayd_rpc_stats(const struct relayd_rpc *rpc, struct relayd_rpc_stats *out
         .calls_failed = atomic_load_explicit(&rpc->calls_failed, memory_order_relaxed),
         .bytes_received = atomic_load_explicit(&rpc->bytes_received, memory_order_relaxed),
         .bytes_sent = atomic_load_explicit(&rpc->bytes_sent, memory_order_relaxed),
+        .connections_refused = relayd_rpc_refused_connections(),
         .open_calls = (uint32_t)(started - finished),
     };
 }

@@ -1,3 +1,5 @@
+/* Slots in and out of the wire. Decoding and gathering on the queue's thread, slices on the
+ * executor's; what they point to is read by whichever thread drives gRPC. */
 #include "service/rpc/slot.h"
 
 #include <stdlib.h>
