@@ -39,7 +39,7 @@ static void merge_parts(const struct relay_layer_kind *kind, const struct part *
 }
 
 /* Two results of the same row by different roads: each within the oracle's tolerance of the truth,
- * so within twice that of each other, with scores of ordinary size. */
+ * so within twice that of each other, with scores of ordinary size and |V| up to scale. */
 static void expect_close(const float *a, const float *b, size_t n, double scale)
 {
     double allowed = 4.0 * TOLERANCE_SUM * TOLERANCE_EPS;

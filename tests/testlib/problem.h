@@ -115,6 +115,9 @@ enum relay_code problem_plan(struct problem *problem, const struct problem_plan 
 /* Poisons outputs and workspace, runs, waits. */
 enum relay_code problem_run(struct problem *problem, struct relay_error *err);
 
+/* What this backend may be off by for the problem's shape. */
+struct tolerance problem_tolerance(const struct problem *problem);
+
 /* Compares all planned rows with the dense oracle, and that nothing else was written. */
 bool problem_check(struct problem *problem, char *why, size_t why_bytes);
 

@@ -161,10 +161,34 @@ static bool check_strangers(const struct problem *p, char *why, size_t why_bytes
     return true;
 }
 
+/* Kernels that round weights to BF16 before the product with V; all others keep float32 or more. */
+struct rounding {
+    const char *backend;
+    const char *isa; /* NULL = any */
+    enum relay_dtype kv_dtype;
+    enum relay_dtype io_dtype;
+};
+
+static const struct rounding roundings[] = {
+    {"cpu", "avx512bf16", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
+};
+
+struct tolerance problem_tolerance(const struct problem *p)
+{
+    const struct relay_backend_info *info = relay_backend_info(p->backend);
+    bool rounded = false;
+    for (size_t i = 0; i < sizeof(roundings) / sizeof(roundings[0]); i++) {
+        const struct rounding *r = &roundings[i];
+        rounded = rounded || (strcmp(r->backend, info->name) == 0 &&
+                              (r->isa == NULL || strcmp(r->isa, info->isa) == 0) &&
+                              r->kv_dtype == p->shape.kv_dtype && r->io_dtype == p->shape.io_dtype);
+    }
+    return tolerance_of(p->shape.out_dtype, rounded);
+}
+
 bool problem_check(struct problem *p, char *why, size_t why_bytes)
 {
-    /* Every backend built in keeps P in float32. */
-    struct tolerance tolerance = tolerance_of(p->shape.out_dtype, false);
+    struct tolerance tolerance = problem_tolerance(p);
     for (uint32_t c = 0; c < p->num_chosen; c++) {
         if (!check_entry(p, p->chosen_index[c], &tolerance, why, why_bytes)) {
             return false;

@@ -34,7 +34,8 @@ struct relay_shape {
 
 /* ---- input ---- */
 
-/* K/V that rows of several requests may share. Its parent, if any, holds the tokens before it. */
+/* K/V that rows of several requests may share. Its parent, if any, holds tokens before it: position
+ * is at or past the parent's end (past it where a window layer keeps only the end of each). */
 struct relay_segment {
     const uint32_t *pages; /* [ceil(tokens / page_tokens)] page ids, copied by the build */
     uint32_t tokens;       /* may be 0 */
@@ -50,9 +51,9 @@ struct relay_entry {
     uint32_t segment;          /* the prompt (its deepest level), or RELAY_NO_SEGMENT */
     uint32_t position;         /* absolute position of row 0 */
     const uint32_t *pages;     /* own context pages, copied by the build */
-    uint32_t context_position; /* absolute position of context token 0 */
+    uint32_t context_position; /* of context token 0, absolute; not before the prompt's end */
     uint32_t context_tokens;   /* context tokens held, this call's new ones included */
-    bool append;               /* store the io's k, v rows at positions [position, +q_len) first */
+    bool append;               /* store k, v rows first, at [position, +q_len) of the context */
 };
 
 struct relay_plan_input {
