@@ -226,12 +226,33 @@ static enum relay_code build_sessions(struct app *app, struct relay_error *err)
     return relayd_sessions_create(&options, &app->sessions, err);
 }
 
+/* gRPC core takes a port modulo 65536. */
+static enum relay_code check_port(const char *address, struct relay_error *err)
+{
+    const char *colon = strrchr(address, ':');
+    char *end = NULL;
+    unsigned long port = 0;
+
+    if (strncmp(address, "unix", 4) == 0) {
+        return RELAY_OK;
+    }
+    if (colon != NULL && colon[1] >= '0' && colon[1] <= '9') {
+        port = strtoul(colon + 1, &end, 10);
+    }
+    if (end == NULL || *end != '\0' || port > UINT16_MAX) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
+                          "listen: %.128s is neither HOST:PORT nor unix:/PATH", address);
+    }
+    return RELAY_OK;
+}
+
 /* Makes sure of the sockets' paths. The default socket is a convenience: where its directory is not
  * ours to make or write, the TCP address alone is served. */
 static enum relay_code build_listen(struct app *app, struct relay_error *err)
 {
     const struct relayd_config *config = &app->config;
     bool is_default = config->source[RELAYD_OPTION_listen] == RELAYD_CONFIG_DEFAULT;
+    char text[2 * RELAY_ERROR_MSG_BYTES];
 
     app->listen = calloc(config->listen.n, sizeof(*app->listen));
     if (app->listen == NULL) {
@@ -240,9 +261,11 @@ static enum relay_code build_listen(struct app *app, struct relay_error *err)
     for (uint32_t i = 0; i < config->listen.n; i++) {
         const char *address = config->listen.items[i];
         const char *path = relayd_unix_path(address);
-        enum relay_code code = path != NULL ? relayd_unix_claim(path, is_default, err) : RELAY_OK;
+        enum relay_code code =
+            path != NULL ? relayd_unix_claim(path, is_default, err) : check_port(address, err);
         if (is_default && (code == RELAY_PERMISSION_DENIED || code == RELAY_NOT_FOUND)) {
-            RELAYD_LOG(WARN, "listen.left_out", "address=%s error=\"%s\"", address, err->msg);
+            RELAYD_LOG(WARN, "listen.left_out", "address=%s error=%s", address,
+                       relayd_log_quote(err->msg, text, sizeof(text)));
             continue;
         }
         if (code != RELAY_OK) {
@@ -366,7 +389,9 @@ static int serve(struct app *app)
         tell_ready(app);
         relayd_ops_run(app->ops);
     } else {
-        RELAYD_LOG(ERROR, "start.failed", "code=%s error=\"%s\"", relay_code_name(code), err.msg);
+        char text[2 * RELAY_ERROR_MSG_BYTES];
+        RELAYD_LOG(ERROR, "start.failed", "code=%s error=%s", relay_code_name(code),
+                   relayd_log_quote(err.msg, text, sizeof(text)));
     }
     tear_down(app);
     if (atomic_load(&app->poisoned)) {
