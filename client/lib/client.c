@@ -13,6 +13,13 @@ static const char *const method_paths[RELAY_NUM_METHODS] = {
 #undef RELAY_METHOD_PATH
 };
 
+/* Servers end connections that ping more often. */
+#define KEEPALIVE_TIME_MS_MIN 10000u
+
+#define LOOKAHEAD_BYTES      (4u << 20)
+#define READ_CHUNK_BYTES     (512u << 10)
+#define READ_CHUNK_BYTES_MAX (4u << 20)
+
 static grpc_arg arg_int(const char *key, uint32_t value)
 {
     return (grpc_arg){.type = GRPC_ARG_INTEGER,
@@ -24,7 +31,7 @@ enum relay_code relay_client_channel(const struct relay_client *client, grpc_cha
                                      struct relay_error *err)
 {
     const struct relay_client_options *o = &client->options;
-    grpc_arg args[12];
+    grpc_arg args[16];
     size_t n = 0;
     args[n++] = arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, o->receive_bytes_max);
     args[n++] = arg_int(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, INT32_MAX);
@@ -36,6 +43,11 @@ enum relay_code relay_client_channel(const struct relay_client *client, grpc_cha
     args[n++] = arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, o->backoff_ms_min);
     args[n++] = arg_int(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, o->backoff_ms_min);
     args[n++] = arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, o->backoff_ms_max);
+    /* An answer of a few hundred KiB in a few large reads. */
+    args[n++] = arg_int(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, LOOKAHEAD_BYTES);
+    args[n++] = arg_int(GRPC_ARG_TCP_READ_CHUNK_SIZE, READ_CHUNK_BYTES);
+    args[n++] = arg_int(GRPC_ARG_TCP_MIN_READ_CHUNK_SIZE, READ_CHUNK_BYTES);
+    args[n++] = arg_int(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, READ_CHUNK_BYTES_MAX);
     if (o->keepalive_time_ms > 0) {
         args[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIME_MS, o->keepalive_time_ms);
         args[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, o->keepalive_timeout_ms);
@@ -62,11 +74,13 @@ static enum relay_code check_options(const struct relay_client_options *o, struc
     }
     if (o->timeout_ms == 0 || o->upload_stall_ms == 0 || o->backoff_ms_min == 0 ||
         o->backoff_ms_max < o->backoff_ms_min || o->receive_bytes_max < 65536 ||
-        (o->keepalive_time_ms > 0 && o->keepalive_timeout_ms == 0)) {
+        (o->keepalive_time_ms > 0 &&
+         (o->keepalive_time_ms < KEEPALIVE_TIME_MS_MIN || o->keepalive_timeout_ms == 0))) {
         return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
                           "client options: timeout_ms, upload_stall_ms and backoff_ms_min are at "
                           "least 1, backoff_ms_max at least backoff_ms_min, receive_bytes_max at "
-                          "least 65536, keepalive_timeout_ms at least 1 with keepalive_time_ms");
+                          "least 65536, keepalive_time_ms 0 or at least 10000, and then "
+                          "keepalive_timeout_ms at least 1");
     }
     return RELAY_OK;
 }

@@ -29,9 +29,9 @@ static struct relay_client *open_nowhere(void)
 static void test_options_of_a_client(void)
 {
     const struct relay_client_options good = RELAY_CLIENT_OPTIONS_INIT;
-    struct relay_client_options bad[7];
+    struct relay_client_options bad[8];
     struct relay_client *client = NULL;
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 8; i++) {
         bad[i] = good;
     }
     bad[0].size = 0;
@@ -41,7 +41,8 @@ static void test_options_of_a_client(void)
     bad[4].backoff_ms_max = bad[4].backoff_ms_min - 1;
     bad[5].receive_bytes_max = 1;
     bad[6].keepalive_timeout_ms = 0;
-    for (int i = 0; i < 7; i++) {
+    bad[7].keepalive_time_ms = 100;
+    for (int i = 0; i < 8; i++) {
         CHECK_CODE(relay_client_open("host:1", &bad[i], &client, NULL), RELAY_INVALID_ARGUMENT);
         CHECK(client == NULL);
     }
