@@ -20,7 +20,7 @@ def resolve(root, path, name):
     if name.endswith(".pb-c.h") or name == "reflection_table.inc":
         return "generated"
     folder = os.path.dirname(path)
-    tops = [folder, "", "kernels", "kernels/include", "client/include", "client/lib"]
+    tops = [folder, rooms.room_of(path) or "", "", "kernels", "kernels/include", "client/include", "client/lib"]
     for top in tops:
         candidate = os.path.normpath(os.path.join(top, name))
         if not candidate.startswith("..") and os.path.isfile(os.path.join(root, candidate)):
