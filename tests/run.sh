@@ -4,27 +4,33 @@
 # Usage: tests/run.sh [--quick | --full] [--only STEP]... [--no-deps] [--inside-chroot]
 #   --quick          the release build's tests only
 #   --full           also what takes long: every conformance shape, the whole suite in the chroot
-#   --only STEP      one step (may be given again): deps release dev tsan fuzz python quickstart chroot
+#   --only STEP      one step (may be given again): deps release dev tsan fuzz python quickstart
+#                    chroot conformance
 #   --no-deps        install nothing
 #   --inside-chroot  leave out what cannot run inside itself
 #
 # Steps: deps installs what is missing; release, dev (ASan, UBSan) and tsan build in build/STEP and
 # run ctest; fuzz fuzzes briefly; python is a standard gRPC client in a fresh venv; quickstart is the
 # README's other command; chroot runs both commands on a fresh Debian in a folder (needs root).
+# conformance, with --full only, is the suite on the cpu backend with the shapes that take minutes each.
 # A step that cannot run says why and counts as one skipped. Each step's log is build/logs/STEP.log.
 # Exit code: 0 nothing failed, 1 something did, 64 bad arguments.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
-all_steps="deps release dev tsan fuzz python quickstart chroot"
+usual_steps="deps release dev tsan fuzz python quickstart chroot"
+all_steps="$usual_steps conformance"
 mode=normal
 inside=no
 only=""
-steps=$all_steps
+steps=$usual_steps
 while [ $# -gt 0 ]; do
   case $1 in
   --quick) mode=quick ;;
-  --full) mode=full ;;
+  --full)
+    mode=full
+    steps="$steps conformance"
+    ;;
   --no-deps) steps=${steps/deps /} ;;
   --inside-chroot) inside=yes ;;
   --only)
@@ -36,7 +42,7 @@ while [ $# -gt 0 ]; do
     shift
     ;;
   *)
-    sed -n '2,17s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
     exit 64
     ;;
   esac
@@ -56,7 +62,6 @@ export UBSAN_OPTIONS=print_stacktrace=1
 # libgrpc and libuv are not instrumented; reports that begin inside them are false. Our own hand-overs
 # through them are atomics. No suppression file: unit.service.base.race_planted proves the sight.
 export TSAN_OPTIONS="ignore_noninstrumented_modules=1 second_deadlock_stack=1"
-[ "$mode" != full ] || export RELAY_TEST_FULL=1
 
 passed=0
 failed=0
@@ -126,6 +131,20 @@ step_python() {
     return 77
   fi
   build release && client/python/examples/run.sh build/release
+}
+step_conformance() {
+  local suite good=0 bad=0
+  build release || return 1
+  for suite in build/release/tests/conformance/test_conformance_*; do
+    echo "== $suite cpu --full"
+    if "$suite" cpu --full; then
+      good=$((good + 1))
+    else
+      bad=$((bad + 1))
+    fi
+  done
+  echo "$good $bad 0" >"$logs/counts"
+  [ "$bad" -eq 0 ]
 }
 step_quickstart() {
   deploy/quickstart.sh
