@@ -1,5 +1,6 @@
 /* Appending prefilled context tokens: a client stream of chunks, one answer. Any thread. */
 #include "chunks.h"
+#include "link.h"
 #include "stream.h"
 
 #include <relay/v1/relay.pb-c.h>
@@ -118,6 +119,7 @@ enum relay_code relay_request_append(struct relay_session *session, uint64_t req
                              .token_begin = token_begin,
                              .token_end = token_begin + token_count,
                              .token = token_begin};
+    relay_link_settle(session->link);
     const uint64_t deadline_us =
         relay_now_us() + (uint64_t)session->client->options.upload_stall_ms * 1000u;
     for (uint32_t i = 0;; i++) {

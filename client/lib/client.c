@@ -41,7 +41,6 @@ enum relay_code relay_client_channel(const struct relay_client *client, grpc_cha
     args[n++] = arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     /* Core waits a second before it tries a dead server again; relay_backoff decides that here. */
     args[n++] = arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, o->backoff_ms_min);
-    args[n++] = arg_int(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, o->backoff_ms_min);
     args[n++] = arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, o->backoff_ms_max);
     /* An answer of a few hundred KiB in a few large reads. */
     args[n++] = arg_int(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, LOOKAHEAD_BYTES);

@@ -43,6 +43,7 @@ enum relay_method {
 #define RELAY_QUEUES_KEPT 16u
 
 struct relay_keepalive;
+struct relay_link;
 
 struct relay_client {
     struct relay_client_options options;
@@ -95,6 +96,9 @@ enum relay_code relay_call_status(const struct relay_client *client, grpc_status
 uint64_t relay_now_us(void);
 /* n random bytes, for ids and tags. */
 void relay_random(void *out, size_t n);
+/* Jittered wait before repeat number `attempt` (0 = first). */
+uint64_t relay_backoff_us(const struct relay_client_options *options, uint32_t attempt);
+void relay_sleep_us(uint64_t us);
 /* Sleeps before repeat number `attempt` (0 = first) unless that would pass deadline_us; false then.
  */
 bool relay_backoff(const struct relay_client_options *options, uint32_t attempt,
@@ -112,6 +116,7 @@ struct relay_session {
     uint32_t lease_ms;
     uint64_t chunk_bytes_max;
     uint64_t server_epoch;
+    struct relay_link *link;    /* of its steps; NULL = they go over unary calls */
     _Atomic uint64_t step_id;   /* last one given out */
     _Atomic uint64_t used_us;   /* when the server last heard of it */
     struct relay_session *next; /* keepalive's list, under its mutex */

@@ -1,11 +1,14 @@
 /* The thread that keeps leases of idle sessions, one a client, started when the first session wants
- * it. The mutex guards the list and is held while a session is told about: removal waits for that.
- */
-#include "client_internal.h"
+ * it; and that looks at idle links now and then, for a server that goes away. The mutex guards the
+ * list and is held while a session is told about: removal waits for that. */
+#include "link.h"
 
 #include <relay/v1/relay.pb-c.h>
 #include <stdlib.h>
 #include <time.h>
+
+/* How often an idle link is looked at. */
+#define LINK_PERIOD_US 1000000u
 
 struct relay_keepalive {
     struct relay_client *client;
@@ -56,6 +59,11 @@ static void *run(void *user)
             }
             const uint64_t due_us = atomic_load(&s->used_us) + period_us(s);
             next_us = due_us < next_us ? due_us : next_us;
+            const uint64_t look_us = relay_now_us() + LINK_PERIOD_US;
+            if (s->link != NULL) {
+                relay_link_poll(s->link);
+                next_us = look_us < next_us ? look_us : next_us;
+            }
         }
         const struct timespec until = {(time_t)(next_us / 1000000u),
                                        (long)(next_us % 1000000u) * 1000};

@@ -1,5 +1,5 @@
 /* Requests: open, get, close, truncate. Any thread. */
-#include "client_internal.h"
+#include "link.h"
 
 #include <relay/v1/relay.pb-c.h>
 #include <stdlib.h>
@@ -178,6 +178,7 @@ enum relay_code relay_requests_truncate(struct relay_session *session, const uin
     relay_wire_arena_init(&arena);
     Relay__V1__TruncateRequestsRequest request = RELAY__V1__TRUNCATE_REQUESTS_REQUEST__INIT;
     ProtobufCMessage *response = NULL;
+    relay_link_settle(session->link);
     request.session = token(session);
     request.n_handles = n;
     request.handles = (uint64_t *)(uintptr_t)requests;

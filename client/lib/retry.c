@@ -22,8 +22,7 @@ void relay_random(void *out, size_t n)
     }
 }
 
-bool relay_backoff(const struct relay_client_options *options, uint32_t attempt,
-                   uint64_t deadline_us)
+uint64_t relay_backoff_us(const struct relay_client_options *options, uint32_t attempt)
 {
     uint64_t wait_us = (uint64_t)options->backoff_ms_min * 1000u;
     const uint64_t most_us = (uint64_t)options->backoff_ms_max * 1000u;
@@ -36,12 +35,23 @@ bool relay_backoff(const struct relay_client_options *options, uint32_t attempt,
     /* Between half of it and all of it, so that clients of one dead server do not return as one. */
     uint64_t random;
     relay_random(&random, sizeof(random));
-    wait_us = wait_us / 2 + random % (wait_us / 2 + 1);
+    return wait_us / 2 + random % (wait_us / 2 + 1);
+}
+
+void relay_sleep_us(uint64_t us)
+{
+    struct timespec left = {(time_t)(us / 1000000u), (long)(us % 1000000u) * 1000};
+    while (nanosleep(&left, &left) != 0) {
+    }
+}
+
+bool relay_backoff(const struct relay_client_options *options, uint32_t attempt,
+                   uint64_t deadline_us)
+{
+    const uint64_t wait_us = relay_backoff_us(options, attempt);
     if (relay_now_us() + wait_us >= deadline_us) {
         return false;
     }
-    struct timespec left = {(time_t)(wait_us / 1000000u), (long)(wait_us % 1000000u) * 1000};
-    while (nanosleep(&left, &left) != 0) {
-    }
+    relay_sleep_us(wait_us);
     return true;
 }

@@ -1,5 +1,5 @@
 /* Sessions: open, close, what was granted. Any thread. */
-#include "client_internal.h"
+#include "link.h"
 
 #include <proto/wire/convert.h>
 #include <stdlib.h>
@@ -106,6 +106,9 @@ enum relay_code relay_session_open(struct relay_client *client, const struct rel
         goto out;
     }
     code = granted(session, (const Relay__V1__OpenSessionResponse *)response, err);
+    if (code == RELAY_OK && o->stream) {
+        code = relay_link_create(session, o->spin_us, &session->link, err);
+    }
     if (code == RELAY_OK && o->keepalive) {
         code = relay_keepalive_add(client->keepalive, session, err);
     }
@@ -114,6 +117,7 @@ out:
     if (code != RELAY_OK) {
         /* One that the server opened and this function could not use ends with its lease. */
         if (session != NULL) {
+            relay_link_destroy(session->link);
             relay_model_destroy(session->model);
         }
         free(session);
@@ -129,6 +133,7 @@ void relay_session_close(struct relay_session *session)
         return;
     }
     relay_keepalive_remove(session->client->keepalive, session);
+    relay_link_destroy(session->link);
     Relay__V1__CloseSessionRequest request = RELAY__V1__CLOSE_SESSION_REQUEST__INIT;
     request.session.data = session->token;
     request.session.len = sizeof(session->token);
@@ -141,6 +146,15 @@ void relay_session_close(struct relay_session *session)
     grpc_byte_buffer_destroy(sending);
     relay_model_destroy(session->model);
     free(session);
+}
+
+bool relay_session_draining(struct relay_session *session)
+{
+    if (session->link == NULL) {
+        return false;
+    }
+    relay_link_poll(session->link);
+    return relay_link_draining(session->link);
 }
 
 uint32_t relay_session_lease_ms(const struct relay_session *session)

@@ -1,19 +1,11 @@
-/* Steps over the unary call: one message a layer. A step belongs to one thread at a time. */
-#include "client_internal.h"
+/* Steps: what the caller sees. Checks arguments, keeps tickets, and hands calls to the session's
+ * link, or makes unary calls where the session has none. A step belongs to one thread at a time. */
+#include "steps_internal.h"
 
-#include <proto/wire/attend.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct relay_step {
-    struct relay_session *session;
-    struct relay_wire_attend_request request; /* all but layer and want_lse stays for the step */
-    uint32_t rows;
-    uint32_t timeout_ms;
-    struct relay_timings timings;
-    /* handles [n], then positions [n] and q_lens [n] */
-    uint64_t arrays[];
-};
+/* ---- beginning ---- */
 
 static enum relay_code check(const struct relay_step_entry *entries, uint32_t n,
                              const struct relay_step_options *o, uint32_t *rows,
@@ -49,21 +41,18 @@ static uint64_t next_step_id(struct relay_session *session, uint64_t wanted)
     }
 }
 
-enum relay_code relay_step_begin(struct relay_session *session,
-                                 const struct relay_step_entry *entries, uint32_t n,
-                                 const struct relay_step_options *options, struct relay_step **out,
-                                 struct relay_error *err)
+static void step_free(struct relay_link_step *step)
 {
-    const struct relay_step_options defaults = RELAY_STEP_OPTIONS_INIT;
-    const struct relay_step_options *o = options != NULL ? options : &defaults;
-    uint32_t rows = 0;
-    const enum relay_code code = check(entries, n, o, &rows, err);
-    if (code != RELAY_OK) {
-        return code;
-    }
+    free(step); /* the first member of struct relay_step */
+}
+
+static struct relay_step *step_create(struct relay_session *session,
+                                      const struct relay_step_entry *entries, uint32_t n,
+                                      uint32_t rows, const struct relay_step_options *o)
+{
     struct relay_step *step = calloc(1, sizeof(*step) + 2 * (size_t)n * sizeof(step->arrays[0]));
     if (step == NULL) {
-        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "out of memory");
+        return NULL;
     }
     uint64_t *handles = step->arrays;
     uint32_t *positions = (uint32_t *)(handles + n);
@@ -76,149 +65,223 @@ enum relay_code relay_step_begin(struct relay_session *session,
     step->session = session;
     step->rows = rows;
     step->timeout_ms = o->timeout_ms;
-    step->request = (struct relay_wire_attend_request){
-        .session_bytes = sizeof(session->token),
+    step->link_step.free = step_free;
+    step->link_step.begin = (struct relay_wire_begin){
         .step_id = next_step_id(session, o->step_id),
         .part = o->part,
         .sharing = o->sharing,
-        .want_timings = true,
-        .entries = {handles, q_lens, positions, n, n, n},
+        .want_lse = o->want_lse,
+        .want_timings = o->want_timings,
+        .timeout_us = o->timeout_us,
+        .align_us = o->align_us,
+        /* One row each is what the server takes no lengths for. */
+        .entries = {handles, q_lens, positions, n, rows > n ? n : 0, n},
     };
-    memcpy(step->request.session, session->token, sizeof(session->token));
+    return step;
+}
+
+static uint64_t deadline_us(const struct relay_step *step)
+{
+    const uint32_t timeout_ms =
+        step->timeout_ms > 0 ? step->timeout_ms : step->session->client->options.timeout_ms;
+    return relay_now_us() + (uint64_t)timeout_ms * 1000u;
+}
+
+enum relay_code relay_step_begin(struct relay_session *session,
+                                 const struct relay_step_entry *entries, uint32_t n,
+                                 const struct relay_step_options *options, struct relay_step **out,
+                                 struct relay_error *err)
+{
+    const struct relay_step_options defaults = RELAY_STEP_OPTIONS_INIT;
+    const struct relay_step_options *o = options != NULL ? options : &defaults;
+    struct relay_link *link = session->link;
+    uint32_t rows = 0;
+    enum relay_code code = check(entries, n, o, &rows, err);
+    if (code != RELAY_OK) {
+        return code;
+    }
+    struct relay_step *step = step_create(session, entries, n, rows, o);
+    if (step == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "out of memory");
+    }
+    if (link != NULL) {
+        code = relay_link_begin(link, &step->link_step, err);
+        if (code != RELAY_OK) {
+            free(step);
+            return code;
+        }
+        if (o->wait_admitted) {
+            code = relay_link_wait_begun(link, &step->link_step, deadline_us(step), err);
+        }
+    }
+    if (code != RELAY_OK) {
+        relay_step_end(step);
+        return code;
+    }
     *out = step;
     return RELAY_OK;
 }
 
-struct sizes {
-    size_t q, k, v, out, lse; /* bytes */
-};
+/* ---- calls ---- */
 
-static struct sizes layer_sizes(const struct relay_step *step, uint32_t layer)
+static enum relay_code check_call(const struct relay_step *step, const struct relay_step_call *call,
+                                  struct relay_error *err)
+{
+    const struct relay_model *model = step->session->model;
+    if (call->layer >= model->num_layers) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "layer %u of %u", call->layer,
+                          model->num_layers);
+    }
+    const bool v_from_k = relay_model_kind(model, call->layer)->v_from_k;
+    if (call->q == NULL || call->out == NULL ||
+        (call->v != NULL && (call->k == NULL || v_from_k)) ||
+        (call->k != NULL && call->v == NULL && !v_from_k)) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
+                          "q and out are needed; k and v come together (v never with v_from_k)");
+    }
+    if (call->lse != NULL && !step->link_step.begin.want_lse) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "the step was begun without want_lse");
+    }
+    if (call->row_count > step->rows || call->row_begin > step->rows - call->row_count) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "rows [%u, +%u) of %u", call->row_begin,
+                          call->row_count, step->rows);
+    }
+    return RELAY_OK;
+}
+
+static void fill_sizes(const struct relay_step *step, struct relay_step_call *call)
 {
     const struct relay_session *s = step->session;
-    const struct relay_layer_kind *kind = relay_model_kind(s->model, layer);
-    const size_t io = relay_dtype_size(s->io_dtype) * step->rows;
-    struct sizes sizes = {
-        .q = io * kind->num_q_heads * kind->head_dim_qk,
-        .k = io * kind->num_kv_heads * kind->head_dim_qk,
-        .v = kind->v_from_k ? 0 : io * kind->num_kv_heads * kind->head_dim_v,
-        .out = relay_dtype_size(s->out_dtype) * step->rows * kind->num_q_heads * kind->head_dim_v,
-        .lse = sizeof(float) * step->rows * kind->num_q_heads,
-    };
-    return sizes;
+    const struct relay_layer_kind *kind = relay_model_kind(s->model, call->layer);
+    const uint32_t rows = call->row_count > 0 ? call->row_count : step->rows;
+    const size_t io = relay_dtype_size(s->io_dtype) * rows;
+    call->q_bytes = io * kind->num_q_heads * kind->head_dim_qk;
+    call->k_bytes = call->k != NULL ? io * kind->num_kv_heads * kind->head_dim_qk : 0;
+    call->v_bytes = call->v != NULL ? io * kind->num_kv_heads * kind->head_dim_v : 0;
+    call->out_bytes = relay_dtype_size(s->out_dtype) * rows * kind->num_q_heads * kind->head_dim_v;
+    call->lse_bytes = sizeof(float) * rows * kind->num_q_heads;
 }
 
-/* Copies the tensors and encodes; NULL when memory is out. */
-static grpc_byte_buffer *encode(struct relay_step *step, const struct sizes *sizes, const void *q,
-                                const void *k, const void *v)
+static enum relay_code submit(struct relay_step *step, const struct relay_step_call *desc,
+                              uint64_t *ticket, struct relay_error *err)
 {
-    const size_t k_bytes = k != NULL ? sizes->k : 0;
-    const size_t v_bytes = v != NULL ? sizes->v : 0;
-    struct relay_buffer *buffer =
-        relay_buffer_take(step->session->client->buffers, k_bytes + v_bytes + sizes->q);
-    if (buffer == NULL) {
-        return NULL;
-    }
-    uint8_t *data = relay_buffer_data(buffer);
-    if (k_bytes > 0) {
-        memcpy(data, k, k_bytes);
-    }
-    if (v_bytes > 0) {
-        memcpy(data + k_bytes, v, v_bytes);
-    }
-    memcpy(data + k_bytes + v_bytes, q, sizes->q);
-    grpc_byte_buffer *encoded =
-        relay_wire_attend_request_encode(&step->request, relay_buffer_slice(buffer, 0, k_bytes),
-                                         relay_buffer_slice(buffer, k_bytes, v_bytes),
-                                         relay_buffer_slice(buffer, k_bytes + v_bytes, sizes->q));
-    relay_buffer_release(buffer);
-    return encoded;
-}
-
-static enum relay_code decode(struct relay_step *step, const struct sizes *sizes,
-                              const grpc_byte_buffer *received, void *out, float *lse,
-                              struct relay_error *err)
-{
-    struct relay_wire_view view;
-    struct relay_wire_attend_response m;
-    struct relay_error why;
-    enum relay_code code = relay_wire_view_init(&view, received, &why);
-    if (code == RELAY_OK) {
-        code = relay_wire_attend_response_decode(&view, &m, &why);
-    }
+    enum relay_code code = check_call(step, desc, err);
     if (code != RELAY_OK) {
-        return RELAY_FAIL(err, RELAY_INTERNAL, "the server's answer is not readable: %.180s",
-                          why.msg);
+        return code;
     }
-    if (m.out.length != sizes->out || (lse != NULL && m.lse.length != sizes->lse)) {
-        return RELAY_FAIL(err, RELAY_INTERNAL,
-                          "the server's answer has %zu bytes of out and %zu of lse, expected %zu "
-                          "and %zu",
-                          m.out.length, m.lse.length, sizes->out, lse != NULL ? sizes->lse : 0);
+    struct relay_step_call *call = malloc(sizeof(*call));
+    if (call == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "out of memory");
     }
-    if (m.step_id != step->request.step_id || m.layer != step->request.layer) {
-        return RELAY_FAIL(err, RELAY_INTERNAL, "the server answered another step or layer");
+    *call = *desc;
+    fill_sizes(step, call);
+    call->step = &step->link_step;
+    call->submitted_us = relay_now_us();
+    if (step->session->link == NULL) {
+        relay_step_call_unary(step, call);
+    } else {
+        code = relay_link_submit(step->session->link, call, err);
+        if (code != RELAY_OK) {
+            free(call);
+            return code;
+        }
     }
-    relay_wire_gather(&view, m.out, out);
-    if (lse != NULL) {
-        relay_wire_gather(&view, m.lse, lse);
-    }
-    step->timings = (struct relay_timings){
-        .queue_us = m.timings.queue_us,
-        .plan_us = m.timings.plan_us,
-        .compute_us = m.timings.compute_us,
-        .batch_rows = m.timings.batch_rows,
-        .batch_sessions = m.timings.batch_sessions,
-        .prompt_bytes = m.timings.prompt_bytes,
-        .kv_bytes = m.timings.kv_bytes,
-    };
+    call->ticket = ++step->last_ticket;
+    call->next_of_step = step->calls;
+    step->calls = call;
+    *ticket = call->ticket;
     return RELAY_OK;
+}
+
+enum relay_code relay_step_submit(struct relay_step *step, uint32_t layer, const void *q,
+                                  const void *k, const void *v, void *out, float *lse,
+                                  uint64_t *ticket, struct relay_error *err)
+{
+    const struct relay_step_call desc = {
+        .layer = layer, .q = q, .k = k, .v = v, .out = out, .lse = lse};
+    return submit(step, &desc, ticket, err);
+}
+
+enum relay_code relay_step_submit_rows(struct relay_step *step, uint32_t layer, uint32_t row_begin,
+                                       uint32_t row_count, const void *q, const void *k,
+                                       const void *v, void *out, float *lse, uint64_t *ticket,
+                                       struct relay_error *err)
+{
+    const struct relay_step_call desc = {.layer = layer,
+                                         .row_begin = row_begin,
+                                         .row_count = row_count,
+                                         .q = q,
+                                         .k = k,
+                                         .v = v,
+                                         .out = out,
+                                         .lse = lse};
+    if (row_count == 0) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "a piece of 0 rows");
+    }
+    return submit(step, &desc, ticket, err);
+}
+
+enum relay_code relay_step_wait(struct relay_step *step, uint64_t ticket, struct relay_error *err)
+{
+    struct relay_link *link = step->session->link;
+    struct relay_step_call **at = &step->calls;
+    while (*at != NULL && (*at)->ticket != ticket) {
+        at = &(*at)->next_of_step;
+    }
+    struct relay_step_call *call = *at;
+    if (call == NULL) {
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "ticket %llu is not to be waited for",
+                          (unsigned long long)ticket);
+    }
+    *at = call->next_of_step;
+    enum relay_code code = call->error.code;
+    bool given_up = false;
+    if (link != NULL) {
+        code = relay_link_wait_call(link, call, deadline_us(step), &given_up, err);
+    } else if (code != RELAY_OK && err != NULL) {
+        *err = call->error;
+    }
+    if (code == RELAY_OK) {
+        step->timings = call->timings;
+    }
+    if (!given_up) {
+        free(call);
+    }
+    return code;
 }
 
 enum relay_code relay_step_attend(struct relay_step *step, uint32_t layer, const void *q,
                                   const void *k, const void *v, void *out, float *lse,
                                   struct relay_error *err)
 {
-    struct relay_session *session = step->session;
-    const uint64_t start_us = relay_now_us();
-    if (layer >= session->model->num_layers) {
-        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "layer %u of %u", layer,
-                          session->model->num_layers);
-    }
-    const bool v_from_k = relay_model_kind(session->model, layer)->v_from_k;
-    if (q == NULL || out == NULL || (v != NULL && (k == NULL || v_from_k)) ||
-        (k != NULL && v == NULL && !v_from_k)) {
-        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
-                          "q and out are needed; k and v come together (v never with v_from_k)");
-    }
-    const struct sizes sizes = layer_sizes(step, layer);
-    step->request.layer = layer;
-    step->request.want_lse = lse != NULL;
-    grpc_byte_buffer *sending = encode(step, &sizes, q, k, v);
-    if (sending == NULL) {
-        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "out of memory");
-    }
-    grpc_byte_buffer *received = NULL;
-    /* Step ids are never 0 here, and the same step never shortens: safe to repeat. */
-    enum relay_code code = relay_call(session->client, RELAY_METHOD_ATTEND, sending,
-                                      step->timeout_ms, RELAY_REPEAT_SAFE, &received, err);
-    grpc_byte_buffer_destroy(sending);
-    if (code != RELAY_OK) {
-        return code;
-    }
-    code = decode(step, &sizes, received, out, lse, err);
-    grpc_byte_buffer_destroy(received);
-    if (code == RELAY_OK) {
-        step->timings.total_us = relay_now_us() - start_us;
-        relay_session_used(session);
-    }
-    return code;
+    uint64_t ticket = 0;
+    const enum relay_code code = relay_step_submit(step, layer, q, k, v, out, lse, &ticket, err);
+    return code == RELAY_OK ? relay_step_wait(step, ticket, err) : code;
 }
 
 void relay_step_end(struct relay_step *step)
 {
-    free(step);
+    if (step == NULL) {
+        return;
+    }
+    struct relay_link *link = step->session->link;
+    while (step->calls != NULL) {
+        struct relay_step_call *call = step->calls;
+        step->calls = call->next_of_step;
+        if (link != NULL) {
+            relay_link_give_up(link, call);
+        } else {
+            free(call);
+        }
+    }
+    if (link != NULL) {
+        relay_link_end(link, &step->link_step);
+    } else {
+        free(step);
+    }
 }
+
+/* ---- observers ---- */
 
 const struct relay_timings *relay_step_timings(const struct relay_step *step)
 {
@@ -227,10 +290,17 @@ const struct relay_timings *relay_step_timings(const struct relay_step *step)
 
 uint64_t relay_step_id(const struct relay_step *step)
 {
-    return step->request.step_id;
+    return step->link_step.begin.step_id;
 }
 
 uint32_t relay_step_rows(const struct relay_step *step)
 {
     return step->rows;
+}
+
+uint64_t relay_step_kv_tokens_free(struct relay_step *step)
+{
+    return step->session->link != NULL
+               ? relay_link_kv_tokens_free(step->session->link, &step->link_step)
+               : 0;
 }

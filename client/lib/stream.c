@@ -138,42 +138,67 @@ enum relay_code relay_stream_half_close(struct relay_stream *stream, struct rela
     return code;
 }
 
+bool relay_stream_next(struct relay_stream *stream, gpr_timespec deadline, grpc_event *event)
+{
+    *event = grpc_completion_queue_next(stream->queue, deadline, NULL);
+    return event->type == GRPC_OP_COMPLETE;
+}
+
+enum relay_stream_event relay_stream_handle(struct relay_stream *stream, const grpc_event *event)
+{
+    enum relay_stream_event what = RELAY_STREAM_NOTHING;
+    stream->pending--;
+    switch ((uintptr_t)event->tag) {
+    case TAG_SEND:
+        stream->send_pending = false;
+        grpc_byte_buffer_destroy(stream->sending);
+        stream->sending = NULL;
+        /* A send that failed is explained by the status to come. */
+        if (event->success) {
+            what = RELAY_STREAM_SENT;
+        }
+        break;
+    case TAG_RECV:
+        if (event->success && stream->received != NULL) {
+            what = RELAY_STREAM_RECEIVED;
+        }
+        break;
+    case TAG_STATUS:
+        /* Messages that came before it are still in the queue; END is told after them. */
+        stream->ended = true;
+        break;
+    default:
+        break;
+    }
+    return what == RELAY_STREAM_NOTHING && relay_stream_over(stream) ? RELAY_STREAM_END : what;
+}
+
+bool relay_stream_over(const struct relay_stream *stream)
+{
+    return stream->ended && stream->pending == 0;
+}
+
+void relay_stream_cancel(struct relay_stream *stream)
+{
+    grpc_call_cancel(stream->call, NULL);
+}
+
 enum relay_stream_event relay_stream_wait(struct relay_stream *stream, uint32_t timeout_ms)
 {
     const gpr_timespec deadline =
         gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
-    for (;;) {
-        if (stream->ended && stream->pending == 0) {
+    enum relay_stream_event what = RELAY_STREAM_NOTHING;
+    while (what == RELAY_STREAM_NOTHING) {
+        grpc_event event;
+        if (relay_stream_over(stream)) {
             return RELAY_STREAM_END;
         }
-        const grpc_event event = grpc_completion_queue_next(stream->queue, deadline, NULL);
-        if (event.type != GRPC_OP_COMPLETE) {
+        if (!relay_stream_next(stream, deadline, &event)) {
             return RELAY_STREAM_TIMEOUT;
         }
-        stream->pending--;
-        switch ((uintptr_t)event.tag) {
-        case TAG_SEND:
-            stream->send_pending = false;
-            grpc_byte_buffer_destroy(stream->sending);
-            stream->sending = NULL;
-            /* A send that failed is explained by the status to come. */
-            if (event.success) {
-                return RELAY_STREAM_SENT;
-            }
-            break;
-        case TAG_RECV:
-            if (event.success && stream->received != NULL) {
-                return RELAY_STREAM_RECEIVED;
-            }
-            break;
-        case TAG_STATUS:
-            /* Messages that came before it are still in the queue; END is told after them. */
-            stream->ended = true;
-            break;
-        default:
-            break;
-        }
+        what = relay_stream_handle(stream, &event);
     }
+    return what;
 }
 
 grpc_byte_buffer *relay_stream_take(struct relay_stream *stream)

@@ -6,16 +6,17 @@
  *     relay_request_open(session, "support-bot/v3", &request, &err);
  *     relay_step_begin(session, entries, n, NULL, &step, &err);
  *     for each layer: relay_step_attend(step, layer, q, k, v, out, lse, &err);
- *     relay_step_end(step);
+ *     relay_step_end(step);                                         (or _submit and _wait)
  *
  * Letters: R rows, Hq query heads, Hkv KV heads, D head dim (dqk, dv), S prompt tokens, L layers.
  * Tensors are row-major, little-endian and contiguous; LSE is float32, natural logarithm, -inf for
  * a row that sees nothing.
  *
- * Threads: a client and its sessions may be used from any number of threads at once; a step belongs
- * to one thread at a time. Close what was opened on an object before the object itself, and only
- * when no other thread is inside a call on it. Every call that talks to the server blocks, at most
- * timeout_ms. Forking while a client is open is not supported.
+ * Threads: a client and its sessions may be used from any number of threads at once, also for
+ * several steps of a session at the same time; a step belongs to one thread at a time. Close what
+ * was opened on an object before the object itself, and only when no other thread is inside a call
+ * on it. Every call that talks to the server blocks, at most timeout_ms. Forking while a client is
+ * open is not supported.
  *
  * Errors: functions that can fail return a code and fill *err (NULL is allowed); the text is the
  * server's where the server refused. Any call may return UNAVAILABLE (no server, or it is going
@@ -51,7 +52,7 @@ struct relay_client_options {
     uint32_t backoff_ms_min;  /* first wait; doubles, jittered */
     uint32_t backoff_ms_max;
     uint32_t receive_bytes_max; /* one message from the server */
-    uint32_t keepalive_time_ms; /* HTTP/2 pings on a silent connection; 0 = none */
+    uint32_t keepalive_time_ms; /* pings on a silent connection; 0 = none, else >= 10000 */
     uint32_t keepalive_timeout_ms;
 };
 #define RELAY_CLIENT_OPTIONS_INIT                                                                  \
@@ -105,11 +106,13 @@ struct relay_session_options {
     uint32_t rows_max;           /* most rows of one call; 0 = the server's limit */
     uint32_t response_bytes_max; /* 0 = 4 MiB; at most the client's receive_bytes_max */
     bool keepalive;              /* keep the lease while nobody calls */
+    bool stream;                 /* steps go over one stream; false: a unary call a layer */
+    uint32_t spin_us; /* poll so long for an answer before sleeping; costs a core; 0 = off */
 };
 #define RELAY_SESSION_OPTIONS_INIT                                                                 \
     {                                                                                              \
         sizeof(struct relay_session_options), RELAY_DTYPE_F32, RELAY_DTYPE_UNSPECIFIED, 0, 0, 0,   \
-            true                                                                                   \
+            true, true, 0                                                                          \
     }
 
 /* A session owns request handles; the server ends it, handles and all, when it hears nothing for
@@ -124,6 +127,10 @@ RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_session_open(
 /* Tells the server, ends its requests, frees. Steps must have ended. If the server cannot be told,
  * the lease ends the session there. NULL is fine. */
 RELAY_EXPORT void relay_session_close(struct relay_session *session);
+/* The server said that it is going away: end the open steps, then open a session elsewhere (there
+ * handles are new). Known while a call waits, or within a second where the session has keepalive.
+ */
+RELAY_EXPORT bool relay_session_draining(struct relay_session *session);
 /* As granted. */
 RELAY_EXPORT uint32_t relay_session_lease_ms(const struct relay_session *session);
 RELAY_EXPORT uint64_t relay_session_server_epoch(const struct relay_session *session);
@@ -197,7 +204,12 @@ RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_request_append(
     const struct relay_kv *layers, struct relay_error *err);
 
 /* ---- steps: one token (or chunk of tokens) for a batch of requests through the layers
- * ----------*/
+ *
+ * Steps of a session travel on one stream, over a connection of its own, opened with the first
+ * step. When it breaks, whoever waits opens it again, begins the same steps and sends what was not
+ * answered once more: the same step never shortens what is held, so this is safe. A server that has
+ * restarted knows no handle any more: FAILED_PRECONDITION, for this and all later steps. No thread
+ * runs behind the caller's back: messages are sent by submit and moved on by wait. */
 
 struct relay_step_entry {
     uint64_t request;  /* handle */
@@ -210,48 +222,81 @@ struct relay_step_options {
     uint64_t step_id;           /* 0 = the session's next; else larger than every one before */
     enum relay_part part;       /* PROMPT_ONLY: k and v stay with the caller */
     enum relay_sharing sharing; /* AUTO but in tests and measurements */
-    uint32_t timeout_ms;        /* of each attend call; 0 = the client's */
+    uint32_t timeout_ms;        /* of each wait, reconnecting included; 0 = the client's */
+    uint32_t timeout_us;        /* from the server's receipt of the step: layers launched later are
+                                 * DEADLINE_EXCEEDED; 0 = none. Streams only */
+    uint32_t align_us;  /* how long a layer may wait for other sessions' steps on the same prompt;
+                         * 0 = not at all. Streams only */
+    bool want_lse;      /* false: lse is NULL in every call, and is not sent */
+    bool want_timings;  /* what relay_step_timings tells */
+    bool wait_admitted; /* begin waits for the server's answer to it. Streams only */
 };
 #define RELAY_STEP_OPTIONS_INIT                                                                    \
     {                                                                                              \
-        sizeof(struct relay_step_options), 0, RELAY_PART_FULL, RELAY_SHARING_AUTO, 0               \
+        sizeof(struct relay_step_options), 0, RELAY_PART_FULL, RELAY_SHARING_AUTO, 0, 0, 0, true,  \
+            true, false                                                                            \
     }
 
-/* Copies entries [n]; rows of the step are the entries' rows in order, R in all. Sends nothing:
- * entries are judged by each attend call. options may be NULL. INVALID_ARGUMENT. */
+/* Copies entries [n]; rows of the step are the entries' rows in order, R in all. The server judges
+ * them once for all layers and reserves memory for all: what it says comes from the first wait, or
+ * from here with wait_admitted (without a stream: from each call). options may be NULL. A request
+ * has one open step; an older one ends. INVALID_ARGUMENT, and with wait_admitted the codes of
+ * relay_step_wait. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_step_begin(
     struct relay_session *session, const struct relay_step_entry *entries, uint32_t n,
     const struct relay_step_options *options, struct relay_step **out, struct relay_error *err);
-/* One layer. Stores k, v at the entries' positions and attends to prompt and context.
+/* Submits one layer and waits for it. Stores k, v at the entries' positions and attends to prompt
+ * and context.
  *   q   [R,Hq,dqk]  io_dtype        out [R,Hq,dv] out_dtype
  *   k   [R,Hkv,dqk] io_dtype        lse [R,Hq]    float32, or NULL if not wanted
  *   v   [R,Hkv,dv]  io_dtype, NULL with v_from_k
  * k and v both NULL = read only: the tokens are held already (or the part is PROMPT_ONLY, or the
  * layer uses another's K/V). One bad entry fails the call and nothing is stored. Safe to repeat
  * with the same step.
- * NOT_FOUND (handle), ABORTED (a newer step was accepted), FAILED_PRECONDITION (gap),
- * INVALID_ARGUMENT. */
+ * NOT_FOUND (handle, session), ABORTED (a newer step was accepted), FAILED_PRECONDITION (gap, a
+ * newer step took the request, server restarted), INVALID_ARGUMENT. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_step_attend(struct relay_step *step,
                                                                 uint32_t layer, const void *q,
                                                                 const void *k, const void *v,
                                                                 void *out, float *lse,
                                                                 struct relay_error *err);
-/* Frees the step; NULL is fine. */
+/* Sends one layer and does not wait: relay_step_wait(*ticket) must come. Until it has returned q, k
+ * and v stay readable and unchanged (they are sent from where they are, maybe twice) and out and
+ * lse writable. Any number may be submitted; as many as the server lets are under way. Without a
+ * stream the call is made here. INVALID_ARGUMENT, RESOURCE_EXHAUSTED, and what earlier answers have
+ * shown: the step was refused, the session is lost. */
+RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_step_submit(
+    struct relay_step *step, uint32_t layer, const void *q, const void *k, const void *v, void *out,
+    float *lse, uint64_t *ticket, struct relay_error *err);
+/* The same for rows [row_begin, +row_count) of the step: a long prefill in pieces, ascending within
+ * a layer. Tensors hold these rows only. */
+RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_step_submit_rows(
+    struct relay_step *step, uint32_t layer, uint32_t row_begin, uint32_t row_count, const void *q,
+    const void *k, const void *v, void *out, float *lse, uint64_t *ticket, struct relay_error *err);
+/* Waits for a submitted call, in any order; the ticket is used up whatever comes. When it returns,
+ * the tensors are the caller's alone again. Codes as relay_step_attend. */
+RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_step_wait(struct relay_step *step,
+                                                              uint64_t ticket,
+                                                              struct relay_error *err);
+/* Tells the server and frees the step; calls not waited for are given up. NULL is fine. */
 RELAY_EXPORT void relay_step_end(struct relay_step *step);
 
-/* What the server measured for the last successful attend; borrowed until the next one. Zeros
- * before the first. */
+/* What the server measured for the last call that was waited for and succeeded; borrowed until the
+ * next one. Zeros before the first, and but for total_us without want_timings. */
 struct relay_timings {
     uint32_t queue_us, plan_us, compute_us;
     uint32_t batch_rows,
         batch_sessions;              /* of the launch, as far as they are the caller's tenant's */
     uint64_t prompt_bytes, kv_bytes; /* K/V read: prompts', contexts' */
-    uint64_t total_us;               /* measured here: from call to answer */
+    uint64_t total_us;               /* measured here: from submit to answer */
 };
 RELAY_EXPORT const struct relay_timings *relay_step_timings(const struct relay_step *step);
 RELAY_EXPORT uint64_t relay_step_id(const struct relay_step *step);
 /* R */
 RELAY_EXPORT uint32_t relay_step_rows(const struct relay_step *step);
+/* Context tokens that could still be reserved when the step was admitted; 0 before. Streams only.
+ */
+RELAY_EXPORT uint64_t relay_step_kv_tokens_free(struct relay_step *step);
 
 #ifdef __cplusplus
 }

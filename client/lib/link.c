@@ -1,0 +1,544 @@
+/* Who waits on a link, who pumps it, and what happens when its stream breaks. The mutex guards all;
+ * the thread that pumps lets go of it while it sleeps in the completion queue. */
+#include "link_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define STREAM_PATH "/relay.v1.RelayAttention/StreamRelayAttention"
+/* How long to sleep at a time for what nobody announces: gRPC letting go of memory. */
+#define SLICE_WAIT_US 1000u
+
+/* ---- lifetime ---- */
+
+enum relay_code relay_link_create(struct relay_session *session, uint32_t spin_us,
+                                  struct relay_link **out, struct relay_error *err)
+{
+    struct relay_link *link = calloc(1, sizeof(*link));
+    if (link == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "out of memory");
+    }
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&link->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    pthread_mutex_init(&link->mutex, NULL);
+    link->session = session;
+    link->spin_us = spin_us;
+    *out = link;
+    return RELAY_OK;
+}
+
+/* Closes stream and connection and forgets what was under way; what was not answered waits. */
+static void take_down(struct relay_link *link)
+{
+    relay_stream_close(link->stream);
+    if (link->channel != NULL) {
+        grpc_channel_destroy(link->channel);
+    }
+    link->stream = NULL;
+    link->channel = NULL;
+    link->attached = false;
+    link->cut = false;
+    link->half_closed = false;
+    link->in_flight = 0;
+    while (link->first != NULL) {
+        relay_link_dequeue(link, link->first);
+    }
+    for (struct relay_step_call *call = link->oldest, *next; call != NULL; call = next) {
+        next = call->next;
+        call->state = RELAY_LINK_CALL_WAITING;
+        if (call->given_up) {
+            relay_link_call_done(link, call, NULL);
+        } else if (call->step != NULL && call->step->state == RELAY_LINK_STEP_REFUSED) {
+            relay_link_call_done(link, call, &call->step->error);
+        }
+    }
+    for (struct relay_link_step **at = &link->steps; *at != NULL;) {
+        struct relay_link_step *step = *at;
+        if (step->ended) { /* it has, with the stream */
+            *at = step->next;
+            step->free(step);
+        } else {
+            at = &step->next;
+        }
+    }
+}
+
+void relay_link_destroy(struct relay_link *link)
+{
+    if (link == NULL) {
+        return;
+    }
+    pthread_mutex_lock(&link->mutex);
+    take_down(link);
+    pthread_mutex_unlock(&link->mutex);
+    pthread_cond_destroy(&link->changed);
+    pthread_mutex_destroy(&link->mutex);
+    free(link);
+}
+
+/* ---- connecting and breaking ---- */
+
+void relay_link_connect(struct relay_link *link)
+{
+    struct relay_session *session = link->session;
+    struct relay_client *client = session->client;
+    struct relay_wire_stream_request request = {
+        .kind = RELAY_WIRE_STREAM_ATTACH,
+        .attach = {.session_bytes = sizeof(session->token)},
+    };
+    struct relay_error err;
+    if (link->stream != NULL || link->asking || link->lost.code != RELAY_OK ||
+        (link->steps == NULL && link->oldest == NULL) || relay_now_us() < link->retry_us) {
+        return;
+    }
+    enum relay_code code = relay_client_channel(client, &link->channel, &err);
+    if (code == RELAY_OK) {
+        code = relay_stream_open(client, link->channel, STREAM_PATH, &link->stream, &err);
+    }
+    if (code == RELAY_OK) {
+        for (size_t i = 0; i < sizeof(session->token); i++) {
+            request.attach.session[i] = session->token[i];
+        }
+        code = relay_stream_send(link->stream,
+                                 relay_wire_stream_request_encode(&request, grpc_empty_slice(),
+                                                                  grpc_empty_slice(),
+                                                                  grpc_empty_slice()),
+                                 &err);
+    }
+    if (code != RELAY_OK) {
+        take_down(link);
+        relay_link_fail(link, &err);
+        link->retry_us = relay_now_us() + relay_backoff_us(&client->options, link->attempts++);
+    }
+}
+
+void relay_link_fail(struct relay_link *link, const struct relay_error *why)
+{
+    while (link->oldest != NULL) {
+        relay_link_call_done(link, link->oldest, why);
+    }
+    for (struct relay_link_step *step = link->steps; step != NULL; step = step->next) {
+        if (step->state == RELAY_LINK_STEP_ASKED) {
+            step->error = *why;
+        }
+    }
+    relay_link_wake(link);
+}
+
+void relay_link_lose(struct relay_link *link, const struct relay_error *why)
+{
+    link->lost = *why;
+    if (link->stream != NULL) {
+        link->attached = false;
+        relay_stream_cancel(link->stream);
+    }
+    relay_link_fail(link, why);
+}
+
+/* Worth another try with the same bytes: the connection's fault, or another stream of the session
+ * that was late (ABORTED: an attempt of ours that a proxy held up may take over after its heir). */
+static bool may_pass(enum relay_code code)
+{
+    return code == RELAY_OK || code == RELAY_UNAVAILABLE || code == RELAY_ABORTED ||
+           code == RELAY_CANCELLED || code == RELAY_UNKNOWN;
+}
+
+void relay_link_broken(struct relay_link *link)
+{
+    const struct relay_client_options *options = &link->session->client->options;
+    struct relay_error err = {.code = RELAY_OK};
+    enum relay_code code = relay_stream_status(link->stream, &err);
+    const bool wanted = link->cut || (link->half_closed && code == RELAY_OK);
+    if (link->unreadable.code != RELAY_OK) {
+        err = link->unreadable;
+        code = err.code;
+        link->unreadable.code = RELAY_OK;
+    }
+    take_down(link);
+    if (link->lost.code != RELAY_OK || wanted) {
+        link->retry_us = 0;
+    } else if (code == RELAY_NOT_FOUND) {
+        link->asking = true; /* pump finds out why */
+    } else if (may_pass(code) && link->attempts < options->retries_max) {
+        link->retry_us = relay_now_us() + relay_backoff_us(options, link->attempts++);
+    } else {
+        if (code == RELAY_OK) {
+            (void)RELAY_FAIL(&err, RELAY_UNAVAILABLE, "the server ended the stream");
+        }
+        link->retry_us = relay_now_us() + relay_backoff_us(options, link->attempts);
+        link->attempts = 0;
+        relay_link_fail(link, &err);
+    }
+    relay_link_wake(link);
+}
+
+/* The server does not know the session: because it has restarted, or because the session ended? */
+static void ask_why(struct relay_link *link)
+{
+    struct relay_server_info *info = NULL;
+    struct relay_error err;
+    link->pumping = true;
+    pthread_mutex_unlock(&link->mutex);
+    const enum relay_code code = relay_client_server_info(link->session->client, &info, &err);
+    pthread_mutex_lock(&link->mutex);
+    link->pumping = false;
+    link->asking = false;
+    if (code == RELAY_OK && info->server_epoch != link->session->server_epoch) {
+        (void)RELAY_FAIL(&err, RELAY_FAILED_PRECONDITION,
+                         "the server has restarted: all handles are lost");
+    } else {
+        (void)RELAY_FAIL(&err, RELAY_NOT_FOUND, "the session has ended: all handles are lost");
+    }
+    relay_server_info_free(info);
+    relay_link_lose(link, &err);
+}
+
+/* ---- waiting and pumping ---- */
+
+void relay_link_wake(struct relay_link *link)
+{
+    if (link->waiters > 0) {
+        pthread_cond_broadcast(&link->changed);
+    }
+}
+
+static void wait_changed(struct relay_link *link, uint64_t deadline_us)
+{
+    const struct timespec until = {(time_t)(deadline_us / 1000000u),
+                                   (long)(deadline_us % 1000000u) * 1000};
+    link->waiters++;
+    pthread_cond_timedwait(&link->changed, &link->mutex, &until);
+    link->waiters--;
+}
+
+/* Without the mutex. */
+static bool next_event(struct relay_stream *stream, uint32_t spin_us, uint64_t deadline_us,
+                       grpc_event *event)
+{
+    uint64_t now_us = relay_now_us();
+    const uint64_t spin_until = now_us + spin_us < deadline_us ? now_us + spin_us : deadline_us;
+    while (now_us < spin_until) {
+        if (relay_stream_next(stream, gpr_inf_past(GPR_CLOCK_MONOTONIC), event)) {
+            return true;
+        }
+        now_us = relay_now_us();
+    }
+    const uint64_t left_us = deadline_us > now_us ? deadline_us - now_us : 0;
+    return relay_stream_next(stream,
+                             gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                                          gpr_time_from_micros((int64_t)left_us, GPR_TIMESPAN)),
+                             event);
+}
+
+/* Moves the link on by one event, or sleeps until it is time to. Nobody else does. */
+static void pump(struct relay_link *link, uint64_t deadline_us)
+{
+    grpc_event event;
+    bool got = false;
+    if (link->asking) {
+        ask_why(link);
+        return;
+    }
+    relay_link_connect(link);
+    if (link->stream != NULL && relay_stream_over(link->stream)) {
+        relay_link_broken(link);
+        return;
+    }
+    struct relay_stream *stream = link->stream;
+    const uint64_t now_us = relay_now_us();
+    uint64_t until_us = deadline_us;
+    if (stream == NULL && link->retry_us > now_us && link->retry_us < until_us) {
+        until_us = link->retry_us;
+    }
+    link->pumping = true;
+    pthread_mutex_unlock(&link->mutex);
+    if (stream != NULL) {
+        got = next_event(stream, link->spin_us, until_us, &event);
+    } else if (until_us > now_us) {
+        relay_sleep_us(until_us - now_us);
+    }
+    pthread_mutex_lock(&link->mutex);
+    link->pumping = false;
+    if (got) {
+        relay_link_handle(link, &event);
+    }
+}
+
+/* Until done(what); false when the deadline comes first. */
+static bool wait_until(struct relay_link *link, bool (*done)(const void *), const void *what,
+                       uint64_t deadline_us)
+{
+    bool yes;
+    while (!(yes = done(what)) && relay_now_us() < deadline_us) {
+        if (link->pumping) {
+            wait_changed(link, deadline_us);
+        } else {
+            pump(link, deadline_us);
+        }
+    }
+    relay_link_wake(link); /* it is somebody else's turn to pump */
+    return yes;
+}
+
+/* Until gRPC reads none of the call's tensors any more. */
+static void wait_slices(struct relay_link *link, const struct relay_step_call *call)
+{
+    while (atomic_load_explicit(&call->slices, memory_order_acquire) > 0) {
+        const uint64_t soon_us = relay_now_us() + SLICE_WAIT_US;
+        if (link->pumping) {
+            wait_changed(link, soon_us);
+        } else {
+            pump(link, soon_us);
+        }
+    }
+}
+
+static bool nothing_is_sent(struct relay_link *link)
+{
+    return link->stream != NULL && !relay_stream_can_send(link->stream);
+}
+
+/* Sends what may go, having looked whether the message before is out. */
+static void push(struct relay_link *link)
+{
+    grpc_event event;
+    relay_link_connect(link);
+    while (link->stream != NULL && !link->pumping && nothing_is_sent(link) &&
+           !relay_stream_over(link->stream) &&
+           relay_stream_next(link->stream, gpr_inf_past(GPR_CLOCK_MONOTONIC), &event)) {
+        relay_link_handle(link, &event);
+    }
+    if (link->stream != NULL) {
+        relay_link_flush(link);
+    }
+}
+
+/* ---- steps ---- */
+
+enum relay_code relay_link_begin(struct relay_link *link, struct relay_link_step *step,
+                                 struct relay_error *err)
+{
+    enum relay_code code = RELAY_OK;
+    pthread_mutex_lock(&link->mutex);
+    if (link->lost.code != RELAY_OK) {
+        code = RELAY_FAIL(err, link->lost.code, "%s", link->lost.msg);
+    } else {
+        struct relay_link_step **last = &link->steps;
+        while (*last != NULL) {
+            last = &(*last)->next;
+        }
+        *last = step;
+        step->next = NULL;
+        step->state = RELAY_LINK_STEP_ASKED;
+        step->begin_item.kind = RELAY_LINK_BEGIN;
+        step->end_item.kind = RELAY_LINK_END;
+        if (link->attached) {
+            relay_link_enqueue(link, &step->begin_item);
+        }
+        push(link);
+    }
+    pthread_mutex_unlock(&link->mutex);
+    return code;
+}
+
+static bool step_is_decided(const void *what)
+{
+    const struct relay_link_step *step = what;
+    return step->state != RELAY_LINK_STEP_ASKED || step->error.code != RELAY_OK;
+}
+
+enum relay_code relay_link_wait_begun(struct relay_link *link, struct relay_link_step *step,
+                                      uint64_t deadline_us, struct relay_error *err)
+{
+    enum relay_code code = RELAY_OK;
+    pthread_mutex_lock(&link->mutex);
+    if (!wait_until(link, step_is_decided, step, deadline_us)) {
+        code = RELAY_FAIL(err, RELAY_DEADLINE_EXCEEDED, "the step was not admitted in time");
+    } else if (step->error.code != RELAY_OK) {
+        code = RELAY_FAIL(err, step->error.code, "%s", step->error.msg);
+    }
+    pthread_mutex_unlock(&link->mutex);
+    return code;
+}
+
+void relay_link_end(struct relay_link *link, struct relay_link_step *step)
+{
+    pthread_mutex_lock(&link->mutex);
+    step->ended = true;
+    if (!link->attached || step->begin_item.queued) { /* the server does not know it */
+        relay_link_dequeue(link, &step->begin_item);
+        struct relay_link_step **at = &link->steps;
+        while (*at != step) {
+            at = &(*at)->next;
+        }
+        *at = step->next;
+        step->free(step);
+    } else {
+        relay_link_enqueue(link, &step->end_item);
+    }
+    push(link);
+    pthread_mutex_unlock(&link->mutex);
+}
+
+/* ---- calls ---- */
+
+static void add(struct relay_link *link, struct relay_step_call *call)
+{
+    call->link = link;
+    call->state = RELAY_LINK_CALL_WAITING;
+    call->item.kind = RELAY_LINK_CALL;
+    call->next = NULL;
+    call->prev = link->newest;
+    *(call->prev != NULL ? &call->prev->next : &link->oldest) = call;
+    link->newest = call;
+    if (link->attached) {
+        relay_link_enqueue(link, &call->item);
+    }
+    push(link);
+}
+
+enum relay_code relay_link_submit(struct relay_link *link, struct relay_step_call *call,
+                                  struct relay_error *err)
+{
+    const struct relay_error *why = NULL;
+    pthread_mutex_lock(&link->mutex);
+    if (link->lost.code != RELAY_OK) {
+        why = &link->lost;
+    } else if (call->step->state == RELAY_LINK_STEP_REFUSED) {
+        why = &call->step->error;
+    }
+    enum relay_code code = RELAY_OK;
+    if (why != NULL) {
+        code = RELAY_FAIL(err, why->code, "%s", why->msg);
+    } else {
+        call->step->error.code = RELAY_OK; /* of a connection that failed: this is another try */
+        call->step_id = call->step->begin.step_id;
+        add(link, call);
+    }
+    pthread_mutex_unlock(&link->mutex);
+    return code;
+}
+
+static bool call_is_done(const void *what)
+{
+    return ((const struct relay_step_call *)what)->state == RELAY_LINK_CALL_DONE;
+}
+
+/* Frees the call, now or when its answer comes. */
+static void give_up(struct relay_link *link, struct relay_step_call *call)
+{
+    call->out = NULL;
+    call->lse = NULL;
+    if (call->state == RELAY_LINK_CALL_SENT &&
+        atomic_load_explicit(&call->slices, memory_order_acquire) > 0 && link->stream != NULL) {
+        /* It lies in a buffer of the connection, and nobody knows for how long. */
+        link->cut = true;
+        relay_stream_cancel(link->stream);
+    }
+    wait_slices(link, call);
+    if (call->state == RELAY_LINK_CALL_DONE) {
+        free(call);
+        return;
+    }
+    call->given_up = true;
+    if (call->state == RELAY_LINK_CALL_WAITING) {
+        relay_link_call_done(link, call, NULL);
+    }
+}
+
+void relay_link_give_up(struct relay_link *link, struct relay_step_call *call)
+{
+    pthread_mutex_lock(&link->mutex);
+    give_up(link, call);
+    relay_link_wake(link);
+    pthread_mutex_unlock(&link->mutex);
+}
+
+enum relay_code relay_link_wait_call(struct relay_link *link, struct relay_step_call *call,
+                                     uint64_t deadline_us, bool *given_up, struct relay_error *err)
+{
+    enum relay_code code = RELAY_OK;
+    pthread_mutex_lock(&link->mutex);
+    *given_up = !wait_until(link, call_is_done, call, deadline_us);
+    if (*given_up) {
+        code = RELAY_FAIL(err, RELAY_DEADLINE_EXCEEDED, "no answer in time%s",
+                          link->attached ? "" : ": there is no connection to the server");
+        give_up(link, call);
+    } else {
+        wait_slices(link, call);
+        if (call->error.code != RELAY_OK) {
+            code = call->error.code;
+            if (err != NULL) {
+                *err = call->error;
+            }
+        }
+    }
+    relay_link_wake(link);
+    pthread_mutex_unlock(&link->mutex);
+    return code;
+}
+
+/* ---- the rest ---- */
+
+void relay_link_settle(struct relay_link *link)
+{
+    if (link == NULL) {
+        return;
+    }
+    pthread_mutex_lock(&link->mutex);
+    struct relay_step_call *call = NULL;
+    if ((link->ends_seen != link->ends_sent || link->first != NULL) &&
+        link->lost.code == RELAY_OK) {
+        call = calloc(1, sizeof(*call));
+    }
+    if (call != NULL) {
+        /* A call of step 0, which never is: it is refused after all that was sent before. */
+        add(link, call);
+        const uint64_t deadline_us =
+            relay_now_us() + (uint64_t)link->session->client->options.timeout_ms * 1000u;
+        if (wait_until(link, call_is_done, call, deadline_us)) {
+            free(call);
+        } else {
+            give_up(link, call);
+        }
+    }
+    pthread_mutex_unlock(&link->mutex);
+}
+
+void relay_link_poll(struct relay_link *link)
+{
+    grpc_event event;
+    if (pthread_mutex_trylock(&link->mutex) != 0) {
+        return; /* somebody is at it */
+    }
+    while (link->stream != NULL && !link->pumping) {
+        if (relay_stream_over(link->stream)) {
+            relay_link_broken(link);
+        } else if (relay_stream_next(link->stream, gpr_inf_past(GPR_CLOCK_MONOTONIC), &event)) {
+            relay_link_handle(link, &event);
+        } else {
+            break;
+        }
+    }
+    pthread_mutex_unlock(&link->mutex);
+}
+
+bool relay_link_draining(struct relay_link *link)
+{
+    pthread_mutex_lock(&link->mutex);
+    const bool draining = link->draining;
+    pthread_mutex_unlock(&link->mutex);
+    return draining;
+}
+
+uint64_t relay_link_kv_tokens_free(struct relay_link *link, const struct relay_link_step *step)
+{
+    pthread_mutex_lock(&link->mutex);
+    const uint64_t tokens = step->kv_tokens_free;
+    pthread_mutex_unlock(&link->mutex);
+    return tokens;
+}
