@@ -10,11 +10,6 @@
 #define SPLIT_TOKENS_MIN 512u
 #define SPLITS_MAX       64u
 
-const struct relay_cpu_isa *relay_cpu_isa_choose(void)
-{
-    return &relay_cpu_isa_portable;
-}
-
 static void cpu_close(struct relay_backend *backend)
 {
     struct cpu_backend *cpu = (struct cpu_backend *)backend;
@@ -33,16 +28,18 @@ static enum relay_code cpu_open(const struct relay_backend_options *options,
     if (options->threads == 0 && threads > RELAY_CPU_THREADS_MAX) {
         threads = RELAY_CPU_THREADS_MAX;
     }
-    enum relay_code code = relay_cpu_pool_create(threads, &cpu->pool, err);
+    enum relay_code code = relay_cpu_isas_choose(getenv("RELAY_CPU_ISA"), &cpu->isas, err);
+    if (code == RELAY_OK) {
+        code = relay_cpu_pool_create(threads, &cpu->pool, err);
+    }
     if (code != RELAY_OK) {
         cpu_close(&cpu->base);
         return code;
     }
-    cpu->isa = relay_cpu_isa_choose();
     cpu->base.vtable = &relay_backend_cpu_vtable;
     cpu->base.info = (struct relay_backend_info){
         .name = "cpu",
-        .isa = cpu->isa->name,
+        .isa = cpu->isas.list[0]->name,
         .threads = threads,
         .page_tokens = PAGE_TOKENS,
         .batch_invariant = true,
@@ -78,11 +75,12 @@ static void cpu_plan_defaults(const struct relay_backend *backend, struct relay_
 {
     const struct cpu_backend *cpu = (const struct cpu_backend *)backend;
     const struct relay_layer_kind *kind = &in->shape->kind;
-    uint32_t rows = cpu->isa->packed_rows_max / (kind->num_q_heads / kind->num_kv_heads);
+    const struct relay_cpu_isa *isa = relay_cpu_isa_for(&cpu->isas, in->shape);
+    uint32_t rows = isa->packed_rows_max / (kind->num_q_heads / kind->num_kv_heads);
     if (in->page_tokens == 0) {
         in->page_tokens = PAGE_TOKENS;
     }
-    in->block_tokens = cpu->isa->block_tokens;
+    in->block_tokens = isa->block_tokens;
     in->split_tokens_min = SPLIT_TOKENS_MIN;
     in->splits_max = SPLITS_MAX;
     in->item_rows_max = rows == 0 ? 1 : rows;

@@ -24,7 +24,7 @@ struct cpu_job {
 
 struct cpu_backend {
     struct relay_backend base;
-    const struct relay_cpu_isa *isa;
+    struct relay_cpu_isas isas;
     struct relay_cpu_pool *pool;
     uint64_t runs;                     /* tickets given out: the n-th run's is n */
     uint64_t last_stage[CPU_JOBS_MAX]; /* of the job in this slot */

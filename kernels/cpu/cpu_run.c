@@ -47,8 +47,8 @@ static struct layout layout_of(const struct cpu_backend *cpu, const struct relay
     }
     layout.lse_bytes = up_to_64(heads * sizeof(float));
     layout.out_bytes = up_to_64(heads * kind->head_dim_v * sizeof(float));
-    layout.attend_bytes =
-        up_to_64(cpu->isa->scratch_bytes(shape, rows * group, plan->block_tokens));
+    layout.attend_bytes = up_to_64(relay_cpu_isa_for(&cpu->isas, shape)
+                                       ->scratch_bytes(shape, rows * group, plan->block_tokens));
     layout.scratch_stride = layout.attend_bytes + up_to_64((size_t)rows_direct * group *
                                                            (1u + kind->head_dim_v) * sizeof(float));
     layout.total = plan->num_items == 0 ? 0
@@ -70,7 +70,7 @@ static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
     struct layout layout = layout_of(cpu, problem->shape, problem->plan);
     unsigned char *base = problem->workspace;
     job->problem = *problem;
-    job->isa = cpu->isa;
+    job->isa = relay_cpu_isa_for(&cpu->isas, problem->shape);
     job->append_rows = 0;
     for (uint32_t a = 0; a < problem->plan->num_appends; a++) {
         job->append_rows += problem->plan->appends[a].q_len;

@@ -26,7 +26,9 @@ struct relay_cpu_attend {
 
 struct relay_cpu_isa {
     const char *name;
-    uint32_t block_tokens;    /* what plans should use */
+    bool (*available)(void); /* this machine and its system can run it; NULL = any can */
+    bool (*supports)(const struct relay_shape *shape); /* NULL = every shape */
+    uint32_t block_tokens;                             /* what plans should use */
     uint32_t packed_rows_max; /* rows x heads of a group that still fit the caches well */
     size_t (*scratch_bytes)(const struct relay_shape *shape, uint32_t packed_rows,
                             uint32_t block_tokens);
@@ -34,8 +36,23 @@ struct relay_cpu_isa {
 };
 
 extern const struct relay_cpu_isa relay_cpu_isa_portable;
+extern const struct relay_cpu_isa relay_cpu_isa_avx512bf16;
 
-/* The best table this machine can run. */
-const struct relay_cpu_isa *relay_cpu_isa_choose(void);
+/* The tables a backend chooses among, best first; the last takes every shape. */
+#define RELAY_CPU_ISAS_MAX 8u
+struct relay_cpu_isas {
+    const struct relay_cpu_isa *list[RELAY_CPU_ISAS_MAX];
+    uint32_t count;
+};
+
+/* Those this machine can run. force: the name of one, which then stands alone before the portable
+ * one (NULL or "" = all). NOT_FOUND for a name that is not built in, UNAVAILABLE for one that this
+ * machine cannot run. */
+RELAY_MUST_CHECK enum relay_code relay_cpu_isas_choose(const char *force,
+                                                       struct relay_cpu_isas *out,
+                                                       struct relay_error *err);
+/* The first that takes the shape. Pure: the same answer for plan, workspace and run. */
+const struct relay_cpu_isa *relay_cpu_isa_for(const struct relay_cpu_isas *isas,
+                                              const struct relay_shape *shape);
 
 #endif

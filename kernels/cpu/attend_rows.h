@@ -1,0 +1,67 @@
+/* What every kernel of the cpu backend does the same way: packed rows, the intervals they see, K/V
+ * addresses in pages, and the hand-over of results.
+ *
+ * Packed rows are (row, query head of the group) pairs, row-major. Pure but for the caller's
+ * scratch; any thread. */
+#ifndef RELAY_CPU_ATTEND_ROWS_H
+#define RELAY_CPU_ATTEND_ROWS_H
+
+#include "core/host_memory.h"
+#include "cpu/isa.h"
+
+#define RELAY_CPU_LOG2E 1.44269504088896340736
+
+/* Segment tokens [lo, hi). */
+struct relay_cpu_interval {
+    uint32_t lo;
+    uint32_t hi;
+};
+
+/* The packed rows of one attend call; arrays lie in its scratch. */
+struct relay_cpu_rows {
+    const struct relay_cpu_attend *work;
+    const struct relay_plan_segment *segment;
+    uint32_t group; /* query heads per KV head */
+    uint32_t n;     /* packed rows */
+    size_t dqk;
+    size_t dv;
+    float score_scale;              /* of q.k before softcap; base 2 where there is no softcap */
+    float softcap;                  /* base 2, 0 = none: s = softcap * tanh(q.k * score_scale) */
+    struct relay_cpu_interval *see; /* [n] what a packed row sees of this item */
+    float *slope;                   /* [n] ALiBi slope, base 2 */
+    float *origin;                  /* [n] token that a row's ALiBi distances count from */
+};
+
+/* Gives out scratch in order, 64-byte aligned; with a NULL base it only counts. */
+void *relay_cpu_carve(unsigned char *base, size_t *used, size_t bytes);
+
+/* Sets all but the arrays' content; arrays are carved for `padded` rows. */
+void relay_cpu_rows_layout(struct relay_cpu_rows *rows, const struct relay_shape *shape,
+                           unsigned char *base, size_t *used, uint32_t padded);
+/* Fills the arrays; rows past n repeat the last one up to padded. */
+void relay_cpu_rows_begin(struct relay_cpu_rows *rows, const struct relay_cpu_attend *work,
+                          uint32_t padded);
+/* The query vector of a packed row, in the io's dtype: [dqk]. */
+const void *relay_cpu_rows_q(const struct relay_cpu_rows *rows, uint32_t i);
+/* Normalises o [dv] of packed row i with its running sum l and maximum m (base 2), and writes the
+ * partial result. l = 0: it saw nothing. */
+void relay_cpu_rows_end(const struct relay_cpu_rows *rows, uint32_t i, const float *o, float m,
+                        float l);
+
+/* A run of tokens of one page, which lie side by side: rows [dim] of token t on, *count of them. */
+static inline const unsigned char *relay_cpu_page_run(const struct relay_cpu_rows *rows,
+                                                      const void *base, size_t dim, uint32_t t,
+                                                      uint32_t end, uint32_t *count)
+{
+    const struct relay_problem *problem = rows->work->problem;
+    uint32_t page_tokens = problem->plan->page_tokens;
+    uint32_t page = problem->plan->pages[rows->segment->page_begin + t / page_tokens];
+    uint32_t in_page = t % page_tokens;
+    uint32_t left = page_tokens - in_page;
+    *count = end - t < left ? end - t : left;
+    return (const unsigned char *)base + page * problem->kv.page_stride +
+           relay_page_offset(page_tokens, dim, relay_dtype_size(problem->shape->kv_dtype),
+                             rows->work->kv_head, in_page);
+}
+
+#endif
