@@ -32,6 +32,16 @@ int relay_cli_info(struct relay_client *client, const struct relay_cli_args *arg
     cJSON_AddNumberToObject(o, "prompts", info->prompts);
     cJSON_AddNumberToObject(o, "uploads", info->uploads);
     cJSON_AddNumberToObject(o, "calls_in_flight", info->calls_in_flight);
+    cJSON_AddNumberToObject(o, "rpcs_open", info->rpcs_open);
+    cJSON_AddNumberToObject(o, "calls", (double)info->calls);
+    cJSON_AddNumberToObject(o, "calls_failed", (double)info->calls_failed);
+    cJSON_AddNumberToObject(o, "launches", (double)info->launches);
+    cJSON_AddNumberToObject(o, "rows", (double)info->rows);
+    cJSON_AddNumberToObject(o, "prompt_bytes_read", (double)info->prompt_bytes_read);
+    cJSON_AddNumberToObject(o, "kv_bytes_read", (double)info->kv_bytes_read);
+    cJSON_AddNumberToObject(o, "compute_us", (double)info->compute_us);
+    cJSON_AddNumberToObject(o, "bytes_received", (double)info->bytes_received);
+    cJSON_AddNumberToObject(o, "bytes_sent", (double)info->bytes_sent);
     relay_server_info_free(info);
     return relay_cli_print_object(o, args->json);
 }

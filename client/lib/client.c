@@ -200,6 +200,16 @@ static struct relay_server_info *make_info(const Relay__V1__GetServerInfoRespons
     info->threads = m->threads;
     info->page_tokens = m->page_tokens;
     info->batch_invariant = m->batch_invariant;
+    info->calls = m->calls;
+    info->calls_failed = m->calls_failed;
+    info->launches = m->launches;
+    info->rows = m->rows;
+    info->prompt_bytes_read = m->prompt_bytes_read;
+    info->kv_bytes_read = m->kv_bytes_read;
+    info->compute_us = m->compute_us;
+    info->bytes_received = m->bytes_received;
+    info->bytes_sent = m->bytes_sent;
+    info->rpcs_open = m->rpcs_open;
     return info;
 }
 

@@ -3,6 +3,23 @@
 
 #include <stdio.h>
 
+static void add_counts(const struct relayd_rpc *rpc, const struct relayd_executor_stats *executor,
+                       Relay__V1__GetServerInfoResponse *out)
+{
+    struct relayd_rpc_stats rpcs;
+    relayd_rpc_stats(rpc, &rpcs);
+    out->calls = executor->calls;
+    out->calls_failed = executor->errors;
+    out->launches = executor->launches;
+    out->rows = executor->rows;
+    out->prompt_bytes_read = executor->prompt_bytes;
+    out->kv_bytes_read = executor->kv_bytes;
+    out->compute_us = executor->compute_us;
+    out->bytes_received = rpcs.bytes_received;
+    out->bytes_sent = rpcs.bytes_sent;
+    out->rpcs_open = rpcs.open_calls;
+}
+
 static enum relay_code get_server_info(struct relayd_rpc_unary *unary,
                                        const ProtobufCMessage *request, ProtobufCMessage *response,
                                        struct relay_error *err)
@@ -62,6 +79,7 @@ static enum relay_code get_server_info(struct relayd_rpc_unary *unary,
     if (page_tokens != 0) {
         out->page_tokens = page_tokens;
     }
+    add_counts(rpc, &executor, out);
     return RELAY_OK;
 }
 

@@ -83,6 +83,12 @@ struct relay_server_info {
     uint32_t sessions, requests, prompts, uploads, calls_in_flight; /* held now */
     uint32_t threads, page_tokens;
     bool batch_invariant;
+    uint32_t rpcs_open;
+    /* Counts since the server started. */
+    uint64_t calls, calls_failed; /* attention calls: answered; of them, not computed */
+    uint64_t launches, rows, compute_us;
+    uint64_t prompt_bytes_read, kv_bytes_read; /* K/V read by launches: prompts', contexts' */
+    uint64_t bytes_received, bytes_sent;       /* of messages */
 };
 /* The caller frees *out with relay_server_info_free. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_client_server_info(
