@@ -88,7 +88,7 @@ static enum relay_code update_prompt(struct relayd_rpc_unary *unary,
     const Relay__V1__UpdatePromptRequest *in = (const Relay__V1__UpdatePromptRequest *)request;
     struct relayd_store *store = unary->base.rpc->opt.store;
     struct relayd_prompt_name name;
-    struct relayd_prompt_update update = {.touch = in->touch};
+    struct relayd_prompt_update update = {.generation = in->generation, .touch = in->touch};
     struct prompt_answer *answer = answer_alloc(unary, err);
     if (answer == NULL) {
         return RELAY_RESOURCE_EXHAUSTED;
@@ -102,12 +102,6 @@ static enum relay_code update_prompt(struct relayd_rpc_unary *unary,
         update.idle_ttl_ms = in->idle_ttl_ms;
     }
     enum relay_code code = name_of(unary, in->model_key, in->prompt_id, &name, err);
-    if (code == RELAY_OK && in->generation != 0) {
-        code = relayd_prompt_get(store, &name, &answer->info, err);
-        if (code == RELAY_OK) {
-            code = check_generation(unary, in->generation, &answer->info, err);
-        }
-    }
     if (code == RELAY_OK) {
         code = relayd_prompt_update(store, &name, &update, &answer->info, err);
     }

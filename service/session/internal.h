@@ -71,7 +71,7 @@ struct relayd_placement {
     bool want_lse;
     size_t q_bytes, k_bytes, v_bytes;
 };
-/* Rows of all entries, q_lens NULL = one each; INVALID_ARGUMENT or RESOURCE_EXHAUSTED for lengths,
+/* Rows of all entries, q_lens NULL = one each; INVALID_ARGUMENT for lengths,
  * positions or sums out of bounds. */
 RELAY_MUST_CHECK enum relay_code relayd_session_check_entries(const struct relayd_session *session,
                                                               const uint32_t *q_lens,

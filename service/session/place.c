@@ -53,7 +53,7 @@ enum relay_code relayd_session_check_entries(const struct relayd_session *sessio
         sum += q_len;
     }
     if (sum == 0 || sum > session->rows_max) {
-        return RELAY_FAIL(err, sum == 0 ? RELAY_INVALID_ARGUMENT : RELAY_RESOURCE_EXHAUSTED,
+        return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
                           "the call has %llu rows; this session allows 1 to %u",
                           (unsigned long long)sum, session->rows_max);
     }
@@ -105,7 +105,7 @@ enum relay_code relayd_session_place(struct relayd_session *session,
     };
     if (bytes.out + bytes.lse + RESPONSE_HEAD_BYTES > session->response_bytes_max) {
         return RELAY_FAIL(
-            err, RELAY_RESOURCE_EXHAUSTED,
+            err, RELAY_INVALID_ARGUMENT,
             "the answer would have %zu bytes; this session's response_bytes_max is %u",
             bytes.out + bytes.lse + RESPONSE_HEAD_BYTES, session->response_bytes_max);
     }

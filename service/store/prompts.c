@@ -309,9 +309,11 @@ enum relay_code relayd_prompt_update(struct relayd_store *store,
                                      struct relayd_prompt_info *out, struct relay_error *err)
 {
     struct relayd_prompt *prompt;
+    bool other;
     relayd_store_lock(store);
     prompt = relayd_prompt_find_locked(store, name->tenant, name->model_key, name->prompt_id, NULL);
-    if (prompt != NULL) {
+    other = prompt != NULL && update->generation != 0 && update->generation != prompt->generation;
+    if (prompt != NULL && !other) {
         prompt->pinned = update->set_pinned ? update->pinned : prompt->pinned;
         prompt->idle_ttl_ms = update->set_idle_ttl ? update->idle_ttl_ms : prompt->idle_ttl_ms;
         if (update->touch) {
@@ -320,6 +322,10 @@ enum relay_code relayd_prompt_update(struct relayd_store *store,
         relayd_prompt_info_locked(prompt, out);
     }
     relayd_store_unlock(store);
+    if (other) {
+        return RELAY_FAIL(err, RELAY_ABORTED, "prompt %s has another generation by now",
+                          name->prompt_id);
+    }
     return prompt != NULL ? RELAY_OK : not_found(name->prompt_id, err);
 }
 

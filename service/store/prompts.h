@@ -92,6 +92,7 @@ uint32_t relayd_prompt_list(struct relayd_store *store, const struct relayd_prom
                             struct relayd_prompt_info *out, uint32_t max, bool *more);
 
 struct relayd_prompt_update {
+    uint64_t generation; /* 0 = whichever is live; another one is ABORTED */
     bool set_pinned, pinned;
     bool set_idle_ttl, touch; /* touch: counts as used now */
     uint64_t idle_ttl_ms;

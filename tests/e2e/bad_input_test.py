@@ -202,7 +202,7 @@ small = stub.OpenSession(pb.OpenSessionRequest(model=model(), io_dtype=pb.DTYPE_
                                                response_bytes_max=300, lease_ms=600000)).session
 small_handle = open_requests(small, prompt_id="p")
 before = counters()
-check("response over the limit", Code.RESOURCE_EXHAUSTED,
+check("response over the limit", Code.INVALID_ARGUMENT,
       lambda: unary(attend(session=small, handles=[small_handle])), "response_bytes_max")
 
 # ---- truncated and hostile bytes ----

@@ -198,7 +198,7 @@ static void test_bad_calls_change_nothing(void)
     ATTEMPT(RELAY_INVALID_ARGUMENT, 1, 6, c.positions[0] = UINT32_MAX);
     ATTEMPT(RELAY_INVALID_ARGUMENT, 1, 6, c.desc.part = RELAY_PART_PROMPT_ONLY); /* with k, v */
     ATTEMPT(RELAY_INVALID_ARGUMENT, 1, 6, stack_call_add(&c, r.handle, 2, 1, true, 3)); /* twice */
-    ATTEMPT(RELAY_RESOURCE_EXHAUSTED, 1, 6, c.q_lens[0] = 65);
+    ATTEMPT(RELAY_INVALID_ARGUMENT, 1, 6, c.q_lens[0] = 65);
     ATTEMPT(RELAY_NOT_FOUND, 1, 6, c.handles[0] += 1000);
     ATTEMPT(RELAY_FAILED_PRECONDITION, 1, 6, c.positions[0] = 3); /* a gap */
     ATTEMPT(RELAY_FAILED_PRECONDITION, 1, 6,
@@ -236,7 +236,7 @@ static void test_response_limit_comes_before_any_write(void)
     CHECK_STILL();
     stack_call_init(&c, 0, 1);
     stack_call_add(&c, r.handle, 0, 2, true, 3); /* 2 rows x (128 + 16) bytes + head > 512 */
-    CHECK_CODE(attempt(&stack, s, &c), RELAY_RESOURCE_EXHAUSTED);
+    CHECK_CODE(attempt(&stack, s, &c), RELAY_INVALID_ARGUMENT);
     struct relayd_request_info look;
     uint32_t n = 0;
     CHECK_OK(relayd_session_get_requests(s, &r.handle, 1, &look, 1, &n, &err), err);

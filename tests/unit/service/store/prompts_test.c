@@ -171,7 +171,7 @@ static void test_prompts_expire_when_idle(void)
 {
     static struct relayd_prompt_info info;
     struct relayd_prompt_name name = {"t", "m@1", "ttl"};
-    struct relayd_prompt_update update = {false, false, true, false, 1000};
+    struct relayd_prompt_update update = {.set_idle_ttl = true, .idle_ttl_ms = 1000};
     struct relayd_prompt *prompt = NULL;
     struct relay_error err;
     setup();
