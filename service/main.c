@@ -51,6 +51,7 @@ static void sweep(void *user)
     struct app *app = user;
     uint32_t sessions = relayd_sessions_sweep(app->sessions);
     uint32_t objects = relayd_store_sweep(app->store);
+    relayd_rpc_sweep(app->rpc);
     if (sessions + objects > 0) {
         RELAYD_LOG(INFO, "sweep", "sessions=%" PRIu32 " objects=%" PRIu32, sessions, objects);
     }

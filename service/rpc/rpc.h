@@ -38,6 +38,9 @@ RELAY_MUST_CHECK enum relay_code relayd_rpc_start(const struct relayd_rpc_option
 uint32_t relayd_rpc_port(const struct relayd_rpc *rpc, uint32_t i);
 /* Changes what Health says for "" and relay.v1.RelayAttention, and tells watchers. Any thread. */
 void relayd_rpc_set_serving(struct relayd_rpc *rpc, bool serving);
+/* Ends connections whose peer has stopped reading: after keepalive_time and keepalive_timeout. To
+ * be called now and then, also while it drains. Any thread. */
+void relayd_rpc_sweep(struct relayd_rpc *rpc);
 /* Stops accepting, lets calls in flight finish until the deadline, then cancels the rest. Blocks
  * until no call is left. Not on a completion queue's thread. */
 void relayd_rpc_drain(struct relayd_rpc *rpc, uint32_t timeout_ms);

@@ -2,7 +2,7 @@
  * start, drain and destroy belong to main's thread; stats and set_serving to any. */
 #include "service/rpc/server.h"
 #include "service/base/log.h"
-#include "service/rpc/accept.h"
+#include "service/rpc/connections.h"
 
 #include <grpc/grpc_security.h>
 #include <grpc/support/log.h>
@@ -18,6 +18,7 @@
 #define READ_CHUNK_BYTES_MAX (4 << 20)
 #define HANDSHAKE_TIMEOUT_MS 5000
 #define PING_INTERVAL_MIN_MS 10000
+#define CANCEL_WAIT_MS       500
 #define IDENTITY_COMPRESSION 1 /* bit set of algorithms: none but identity */
 
 /* gRPC's own complaints, in our log's form. */
@@ -183,7 +184,10 @@ void relayd_rpc_drain(struct relayd_rpc *rpc, uint32_t timeout_ms)
         relayd_rpc_stats(rpc, &stats);
         RELAYD_LOG(WARN, "rpc.drain_deadline", "open_calls=%u", stats.open_calls);
         grpc_server_cancel_all_calls(rpc->server);
-        (void)wait_shutdown(rpc, UINT32_MAX);
+        if (!wait_shutdown(rpc, CANCEL_WAIT_MS)) { /* peers that do not even read that */
+            RELAYD_LOG(WARN, "rpc.peers_cut", "count=%u", relayd_rpc_connections_end());
+            (void)wait_shutdown(rpc, UINT32_MAX);
+        }
     }
     /* The connections are gone; work that had begun, and memory gRPC still read, come back. */
     for (uint32_t i = 0; i < rpc->num_queues; i++) {
@@ -305,6 +309,12 @@ enum relay_code relayd_rpc_start(const struct relayd_rpc_options *options, struc
     return RELAY_OK;
 }
 
+void relayd_rpc_sweep(struct relayd_rpc *rpc)
+{
+    const uint64_t stall_ms = (uint64_t)rpc->opt.keepalive_time_ms + rpc->opt.keepalive_timeout_ms;
+    (void)relayd_rpc_connections_sweep(relayd_clock_now_ns(rpc->opt.clock), stall_ms * 1000000);
+}
+
 /* ---- observers --------------------------------------------------------------------------------
  */
 
@@ -329,7 +339,7 @@ void relayd_rpc_stats(const struct relayd_rpc *rpc, struct relayd_rpc_stats *out
         .calls_failed = atomic_load_explicit(&rpc->calls_failed, memory_order_relaxed),
         .bytes_received = atomic_load_explicit(&rpc->bytes_received, memory_order_relaxed),
         .bytes_sent = atomic_load_explicit(&rpc->bytes_sent, memory_order_relaxed),
-        .connections_refused = relayd_rpc_refused_connections(),
+        .connections_refused = relayd_rpc_connections_refused(),
         .open_calls = (uint32_t)(started - finished),
     };
 }
