@@ -1,0 +1,544 @@
+#include "e2e/faults_kit.h"
+#include "testlib/rng.h"
+
+#include <dirent.h>
+#include <proto/wire/convert.h>
+#include <proto/wire/upload.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define POLL_MS          20u
+#define BACK_MS          30000u
+#define CHUNK_BYTES      ((size_t)256 << 10)
+#define SPEC_ARENA_BYTES ((size_t)1 << 20)
+
+/* ---- model ---- */
+
+void faults_model_init(struct faults_model *model, const char *key, uint32_t layers, uint32_t hq,
+                       uint32_t hkv, uint32_t d)
+{
+    memset(model, 0, sizeof(*model));
+    model->kind = (struct relay_layer_kind){
+        .num_q_heads = hq, .num_kv_heads = hkv, .head_dim_qk = d, .head_dim_v = d};
+    model->model = (struct relay_model){.key = key,
+                                        .num_layers = layers,
+                                        .num_kinds = 1,
+                                        .kinds = &model->kind,
+                                        .layer_kind = model->layer_kind,
+                                        .kv_dtype = RELAY_DTYPE_F32};
+}
+
+size_t faults_kv_floats(const struct faults_model *model)
+{
+    return (size_t)model->kind.num_kv_heads * model->kind.head_dim_qk;
+}
+
+size_t faults_q_floats(const struct faults_model *model)
+{
+    return (size_t)model->kind.num_q_heads * model->kind.head_dim_qk;
+}
+
+/* A slice of n floats, a function of the seed. */
+static grpc_slice floats(size_t n, uint64_t seed)
+{
+    grpc_slice slice = grpc_slice_malloc(n * sizeof(float));
+    float *x = (float *)(void *)GRPC_SLICE_START_PTR(slice);
+    struct rng rng = {seed};
+    for (size_t i = 0; i < n; i++) {
+        x[i] = rng_unit(&rng);
+    }
+    return slice;
+}
+
+/* The model as the wire has it; the arena's. */
+static Relay__V1__ModelSpec *spec_of(const struct faults_model *model,
+                                     struct relay_wire_arena *arena)
+{
+    Relay__V1__ModelSpec *spec = NULL;
+    relay_wire_arena_init(arena);
+    relay_wire_arena_grant(arena, SPEC_ARENA_BYTES);
+    if (relay_wire_model_to_spec(&model->model, arena, &spec, NULL) != RELAY_OK) {
+        abort();
+    }
+    return spec;
+}
+
+/* ---- what the server holds ---- */
+
+void faults_sleep_ms(uint32_t ms)
+{
+    const struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
+    nanosleep(&t, NULL);
+}
+
+uint64_t faults_now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u;
+}
+
+uint64_t faults_rss_bytes(pid_t pid)
+{
+    char path[64];
+    unsigned long pages = 0;
+    snprintf(path, sizeof(path), "/proc/%ld/statm", (long)pid);
+    FILE *file = fopen(path, "r");
+    if (file != NULL) {
+        if (fscanf(file, "%*u %lu", &pages) != 1) {
+            pages = 0;
+        }
+        fclose(file);
+    }
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+uint32_t faults_fds(pid_t pid)
+{
+    char path[64];
+    uint32_t n = 0;
+    snprintf(path, sizeof(path), "/proc/%ld/fd", (long)pid);
+    DIR *dir = opendir(path);
+    while (dir != NULL && readdir(dir) != NULL) {
+        n++;
+    }
+    if (dir != NULL) {
+        closedir(dir);
+    }
+    return n;
+}
+
+bool faults_counts(struct faults_peer *peer, pid_t server, struct faults_counts *out)
+{
+    const Relay__V1__GetServerInfoRequest request = RELAY__V1__GET_SERVER_INFO_REQUEST__INIT;
+    ProtobufCMessage *message = NULL;
+    struct relay_error err;
+    if (faults_unary(peer, "GetServerInfo", &request.base,
+                     &relay__v1__get_server_info_response__descriptor, &message,
+                     &err) != RELAY_OK) {
+        fprintf(stderr, "GetServerInfo: %s: %s\n", relay_code_name(err.code), err.msg);
+        return false;
+    }
+    const Relay__V1__GetServerInfoResponse *info = (Relay__V1__GetServerInfoResponse *)message;
+    *out = (struct faults_counts){
+        .sessions = info->sessions,
+        .requests = info->requests,
+        .prompts = info->prompts,
+        .uploads = info->uploads,
+        .calls = info->calls_in_flight,
+        .fds = faults_fds(server),
+        .rss_bytes = faults_rss_bytes(server),
+        .epoch = info->server_epoch,
+    };
+    for (size_t i = 0; i < info->n_memory; i++) {
+        out->prompt_bytes += info->memory[i]->prompt_bytes_used;
+        out->request_bytes += info->memory[i]->request_bytes_used;
+    }
+    protobuf_c_message_free_unpacked(message, NULL);
+    return true;
+}
+
+static void print_counts(const char *name, const struct faults_counts *c)
+{
+    fprintf(stderr,
+            "%s: %u sessions, %u requests, %u prompts, %u uploads, %u calls, %llu + %llu bytes, "
+            "%u fds\n",
+            name, c->sessions, c->requests, c->prompts, c->uploads, c->calls,
+            (unsigned long long)c->prompt_bytes, (unsigned long long)c->request_bytes, c->fds);
+}
+
+bool faults_back_to(struct faults_peer *peer, pid_t server, const struct faults_counts *start)
+{
+    struct faults_counts now;
+    const uint64_t until_ms = faults_now_ms() + BACK_MS;
+    for (;;) {
+        if (!faults_counts(peer, server, &now)) {
+            return false;
+        }
+        if (now.sessions == start->sessions && now.requests == start->requests &&
+            now.prompts == start->prompts && now.uploads == start->uploads &&
+            now.calls == start->calls && now.prompt_bytes == start->prompt_bytes &&
+            now.request_bytes == start->request_bytes && now.fds == start->fds) {
+            return true;
+        }
+        if (faults_now_ms() > until_ms) {
+            print_counts("start", start);
+            print_counts("now  ", &now);
+            return false;
+        }
+        faults_sleep_ms(POLL_MS);
+    }
+}
+
+/* ---- prompts ---- */
+
+struct faults_call *faults_upload_begin(struct faults_peer *peer, const struct faults_model *model,
+                                        const char *id, uint32_t tokens, bool replace,
+                                        const char *upload_id, struct relay_error *err)
+{
+    struct relay_wire_arena arena;
+    Relay__V1__RegisterHeader header = RELAY__V1__REGISTER_HEADER__INIT;
+    Relay__V1__RegisterPromptRequest request = RELAY__V1__REGISTER_PROMPT_REQUEST__INIT;
+    grpc_byte_buffer *answer = NULL;
+    header.prompt_id = (char *)(uintptr_t)id;
+    header.model = spec_of(model, &arena);
+    header.num_tokens = tokens;
+    header.on_exists = replace ? RELAY__V1__ON_EXISTS__ON_EXISTS_REPLACE
+                               : RELAY__V1__ON_EXISTS__ON_EXISTS_SAME_OR_FAIL;
+    if (upload_id != NULL) {
+        header.upload_id = (ProtobufCBinaryData){16, (uint8_t *)(uintptr_t)upload_id};
+    }
+    request.message_case = RELAY__V1__REGISTER_PROMPT_REQUEST__MESSAGE_HEADER;
+    request.header = &header;
+    struct faults_call *call = faults_call_open(peer, "RegisterPrompt");
+    grpc_byte_buffer *message = relay_wire_pack(&request.base);
+    relay_wire_arena_fini(&arena);
+    (void)faults_call_send(call, message, FAULTS_TIMEOUT_MS);
+    if (faults_call_receive(call, FAULTS_TIMEOUT_MS, &answer) != FAULTS_MESSAGE) {
+        (void)faults_call_status(call, err);
+        faults_call_close(call);
+        return NULL;
+    }
+    grpc_byte_buffer_destroy(answer);
+    return call;
+}
+
+bool faults_upload_chunk(struct faults_call *call, const struct faults_model *model, uint32_t layer,
+                         uint32_t begin, uint32_t count, uint64_t seed)
+{
+    const size_t n = faults_kv_floats(model);
+    const struct relay_wire_chunk chunk = {
+        .layer = layer, .token_begin = begin, .token_count = count};
+    grpc_slice k = grpc_slice_malloc(n * count * sizeof(float));
+    grpc_slice v = grpc_slice_malloc(n * count * sizeof(float));
+    for (uint32_t t = 0; t < count; t++) { /* the same bits however it is cut into chunks */
+        struct rng rng = {seed * 1000003u + layer * 10007u + begin + t};
+        float *kt = (float *)(void *)GRPC_SLICE_START_PTR(k) + t * n;
+        float *vt = (float *)(void *)GRPC_SLICE_START_PTR(v) + t * n;
+        for (size_t i = 0; i < n; i++) {
+            kt[i] = rng_unit(&rng);
+            vt[i] = rng_unit(&rng);
+        }
+    }
+    return faults_call_send(call, relay_wire_chunk_encode(&chunk, k, v), FAULTS_TIMEOUT_MS);
+}
+
+enum relay_code faults_register(struct faults_peer *peer, const struct faults_model *model,
+                                const char *id, uint32_t tokens, uint64_t seed, bool replace,
+                                struct relay_error *err)
+{
+    struct faults_call *call = faults_upload_begin(peer, model, id, tokens, replace, NULL, err);
+    if (call == NULL) {
+        return err->code;
+    }
+    const uint32_t most = (uint32_t)(CHUNK_BYTES / (2 * faults_kv_floats(model) * sizeof(float)));
+    bool sent = true;
+    for (uint32_t layer = 0; sent && layer < model->model.num_layers; layer++) {
+        for (uint32_t begin = 0; sent && begin < tokens; begin += most) {
+            const uint32_t count = tokens - begin < most ? tokens - begin : most;
+            sent = faults_upload_chunk(call, model, layer, begin, count, seed);
+        }
+    }
+    grpc_byte_buffer *answer = NULL;
+    (void)(sent && faults_call_half_close(call));
+    while (faults_call_receive(call, FAULTS_TIMEOUT_MS, &answer) == FAULTS_MESSAGE) {
+        grpc_byte_buffer_destroy(answer);
+    }
+    const enum relay_code code = faults_call_status(call, err);
+    faults_call_close(call);
+    return code;
+}
+
+enum relay_code faults_unregister(struct faults_peer *peer, const struct faults_model *model,
+                                  const char *id, struct relay_error *err)
+{
+    Relay__V1__UnregisterPromptRequest request = RELAY__V1__UNREGISTER_PROMPT_REQUEST__INIT;
+    request.model_key = (char *)(uintptr_t)model->model.key;
+    request.prompt_id = (char *)(uintptr_t)id;
+    return faults_unary(peer, "UnregisterPrompt", &request.base, NULL, NULL, err);
+}
+
+/* ---- an engine ---- */
+
+static ProtobufCBinaryData token_of(struct faults_engine *engine)
+{
+    return (ProtobufCBinaryData){sizeof(engine->token), engine->token};
+}
+
+enum relay_code faults_engine_open(struct faults_engine *engine, struct faults_peer *peer,
+                                   const struct faults_model *model, uint64_t seed,
+                                   uint32_t lease_ms, uint32_t rows_max, struct relay_error *err)
+{
+    struct relay_wire_arena arena;
+    Relay__V1__OpenSessionRequest request = RELAY__V1__OPEN_SESSION_REQUEST__INIT;
+    ProtobufCMessage *message = NULL;
+    memset(engine, 0, sizeof(*engine));
+    engine->peer = peer;
+    engine->model = model;
+    engine->seed = seed;
+    request.model = spec_of(model, &arena);
+    request.io_dtype = RELAY__V1__DTYPE__DTYPE_F32;
+    request.lease_ms = lease_ms;
+    request.rows_max = rows_max;
+    request.response_bytes_max = 32u << 20;
+    const enum relay_code code =
+        faults_unary(peer, "OpenSession", &request.base,
+                     &relay__v1__open_session_response__descriptor, &message, err);
+    relay_wire_arena_fini(&arena);
+    if (code == RELAY_OK) {
+        const Relay__V1__OpenSessionResponse *response = (Relay__V1__OpenSessionResponse *)message;
+        memcpy(engine->token, response->session.data, sizeof(engine->token));
+        protobuf_c_message_free_unpacked(message, NULL);
+    }
+    return code;
+}
+
+enum relay_code faults_engine_requests(struct faults_engine *engine, const char *prompt_id,
+                                       uint32_t n, struct relay_error *err)
+{
+    Relay__V1__OpenRequestsRequest request = RELAY__V1__OPEN_REQUESTS_REQUEST__INIT;
+    Relay__V1__OpenRequest one = RELAY__V1__OPEN_REQUEST__INIT;
+    Relay__V1__OpenRequest *all[FAULTS_REQUESTS_MAX];
+    ProtobufCMessage *message = NULL;
+    if (prompt_id != NULL) {
+        one.prompt_id = (char *)(uintptr_t)prompt_id;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        all[i] = &one;
+    }
+    request.session = token_of(engine);
+    request.n_requests = n;
+    request.requests = all;
+    const enum relay_code code =
+        faults_unary(engine->peer, "OpenRequests", &request.base,
+                     &relay__v1__open_requests_response__descriptor, &message, err);
+    if (code == RELAY_OK) {
+        const Relay__V1__OpenRequestsResponse *response =
+            (Relay__V1__OpenRequestsResponse *)message;
+        for (size_t i = 0; i < response->n_handles; i++) {
+            engine->handles[engine->num_requests++] = response->handles[i];
+        }
+        protobuf_c_message_free_unpacked(message, NULL);
+    }
+    return code;
+}
+
+enum relay_code faults_engine_drop(struct faults_engine *engine, uint32_t n,
+                                   struct relay_error *err)
+{
+    Relay__V1__CloseRequestsRequest request = RELAY__V1__CLOSE_REQUESTS_REQUEST__INIT;
+    request.session = token_of(engine);
+    request.n_handles = n;
+    request.handles = engine->handles;
+    const enum relay_code code =
+        faults_unary(engine->peer, "CloseRequests", &request.base, NULL, NULL, err);
+    if (code == RELAY_OK) {
+        engine->num_requests -= n;
+        memmove(engine->handles, engine->handles + n,
+                engine->num_requests * sizeof(engine->handles[0]));
+    }
+    return code;
+}
+
+static bool send_request(struct faults_engine *engine,
+                         const struct relay_wire_stream_request *request, grpc_slice k,
+                         grpc_slice v, grpc_slice q, uint32_t timeout_ms)
+{
+    return faults_call_send(engine->stream, relay_wire_stream_request_encode(request, k, v, q),
+                            timeout_ms);
+}
+
+static bool send_plain(struct faults_engine *engine,
+                       const struct relay_wire_stream_request *request)
+{
+    return send_request(engine, request, grpc_empty_slice(), grpc_empty_slice(), grpc_empty_slice(),
+                        FAULTS_TIMEOUT_MS);
+}
+
+enum relay_code faults_engine_attach(struct faults_engine *engine, struct relay_error *err)
+{
+    struct faults_answer answer;
+    struct relay_wire_stream_request request = {.kind = RELAY_WIRE_STREAM_ATTACH};
+    request.attach.session_bytes = RELAY_WIRE_SESSION_BYTES;
+    memcpy(request.attach.session, engine->token, sizeof(engine->token));
+    engine->stream = faults_call_open(engine->peer, "StreamRelayAttention");
+    (void)send_plain(engine, &request);
+    switch (faults_engine_answer(engine, FAULTS_TIMEOUT_MS, NULL, 0, &answer)) {
+    case FAULTS_MESSAGE:
+        return answer.kind == RELAY_WIRE_STREAM_ATTACHED
+                   ? RELAY_OK
+                   : RELAY_FAIL(err, RELAY_INTERNAL, "answer %d to Attach", (int)answer.kind);
+    case FAULTS_END:
+        return faults_call_status(engine->stream, err);
+    default:
+        return RELAY_FAIL(err, RELAY_DEADLINE_EXCEEDED, "no answer to Attach");
+    }
+}
+
+void faults_engine_close(struct faults_engine *engine)
+{
+    Relay__V1__CloseSessionRequest request = RELAY__V1__CLOSE_SESSION_REQUEST__INIT;
+    faults_call_close(engine->stream);
+    if (engine->peer != NULL) {
+        request.session = token_of(engine);
+        (void)faults_unary(engine->peer, "CloseSession", &request.base, NULL, NULL, NULL);
+    }
+    memset(engine, 0, sizeof(*engine));
+}
+
+bool faults_engine_begin(struct faults_engine *engine, uint64_t step_id, uint32_t position,
+                         uint32_t q_len, enum relay_part part)
+{
+    uint32_t q_lens[FAULTS_REQUESTS_MAX], positions[FAULTS_REQUESTS_MAX];
+    struct relay_wire_stream_request request = {.kind = RELAY_WIRE_STREAM_BEGIN};
+    for (uint32_t i = 0; i < engine->num_requests; i++) {
+        q_lens[i] = q_len;
+        positions[i] = position;
+    }
+    request.begin = (struct relay_wire_begin){
+        .step_id = step_id,
+        .part = part,
+        .entries = {.handles = engine->handles,
+                    .q_lens = q_lens,
+                    .positions = positions,
+                    .num_handles = engine->num_requests,
+                    .num_q_lens = engine->num_requests,
+                    .num_positions = engine->num_requests},
+    };
+    return send_plain(engine, &request);
+}
+
+bool faults_engine_call(struct faults_engine *engine, uint64_t step_id, uint32_t position,
+                        uint32_t q_len, uint32_t layer, enum relay_part part, uint32_t timeout_ms)
+{
+    const uint64_t seed = engine->seed * 7919u + position * 31u + layer;
+    const size_t rows = (size_t)engine->num_requests * q_len;
+    const size_t kv = part == RELAY_PART_PROMPT_ONLY ? 0 : rows * faults_kv_floats(engine->model);
+    struct relay_wire_stream_request request = {.kind = RELAY_WIRE_STREAM_CALL};
+    request.call = (struct relay_wire_layer_call){.step_id = step_id, .layer = layer};
+    return send_request(engine, &request, kv == 0 ? grpc_empty_slice() : floats(kv, seed ^ 1),
+                        kv == 0 ? grpc_empty_slice() : floats(kv, seed ^ 2),
+                        floats(rows * faults_q_floats(engine->model), seed ^ 3), timeout_ms);
+}
+
+bool faults_engine_end(struct faults_engine *engine, uint64_t step_id)
+{
+    struct relay_wire_stream_request request = {.kind = RELAY_WIRE_STREAM_END};
+    request.end.step_id = step_id;
+    return send_plain(engine, &request);
+}
+
+/* ---- answers ---- */
+
+static void read_begun(const struct relay_wire_view *view, struct relay_wire_span body,
+                       struct faults_answer *answer)
+{
+    struct relay_wire_arena arena;
+    ProtobufCMessage *message = NULL;
+    relay_wire_arena_init(&arena);
+    if (relay_wire_unpack_response(view, body, &relay__v1__step_begun__descriptor, &arena, &message,
+                                   NULL) == RELAY_OK) {
+        const Relay__V1__StepBegun *begun = (Relay__V1__StepBegun *)message;
+        answer->code = (enum relay_code)begun->code;
+        answer->step_id = begun->step_id;
+        answer->kv_tokens_free = begun->kv_tokens_free;
+        snprintf(answer->message, sizeof(answer->message), "%s", begun->message);
+    } else {
+        answer->code = RELAY_INTERNAL;
+    }
+    relay_wire_arena_fini(&arena);
+}
+
+static void read_answer(grpc_byte_buffer *buffer, void *out, size_t room,
+                        struct faults_answer *answer)
+{
+    struct relay_wire_view view;
+    struct relay_wire_stream_response response;
+    memset(answer, 0, sizeof(*answer));
+    if (relay_wire_view_init(&view, buffer, NULL) != RELAY_OK ||
+        relay_wire_stream_response_decode(&view, &response, NULL) != RELAY_OK) {
+        answer->kind = RELAY_WIRE_STREAM_RESULT;
+        answer->code = RELAY_INTERNAL;
+        snprintf(answer->message, sizeof(answer->message), "an answer does not parse");
+        return;
+    }
+    answer->kind = response.kind;
+    if (response.kind == RELAY_WIRE_STREAM_BEGUN) {
+        read_begun(&view, response.body, answer);
+    } else if (response.kind == RELAY_WIRE_STREAM_RESULT) {
+        answer->code = response.result.code;
+        answer->step_id = response.result.step_id;
+        answer->layer = response.result.layer;
+        answer->out_bytes = response.result.out.length;
+        memcpy(answer->message, response.result.message, sizeof(answer->message));
+        if (out != NULL && response.result.out.length <= room) {
+            relay_wire_gather(&view, response.result.out, out);
+        }
+    }
+}
+
+enum faults_event faults_engine_answer(struct faults_engine *engine, uint32_t timeout_ms, void *out,
+                                       size_t room, struct faults_answer *answer)
+{
+    grpc_byte_buffer *buffer = NULL;
+    const enum faults_event event = faults_call_receive(engine->stream, timeout_ms, &buffer);
+    if (event == FAULTS_MESSAGE) {
+        read_answer(buffer, out, room, answer);
+        grpc_byte_buffer_destroy(buffer);
+    }
+    return event;
+}
+
+/* The answer of this kind; a Drain may come in between. */
+static enum relay_code expect(struct faults_engine *engine, enum relay_wire_stream_answer kind,
+                              float *out, size_t room, struct relay_error *err)
+{
+    struct faults_answer answer;
+    for (;;) {
+        switch (faults_engine_answer(engine, FAULTS_TIMEOUT_MS, out, room, &answer)) {
+        case FAULTS_MESSAGE:
+            break;
+        case FAULTS_END: {
+            const enum relay_code code = faults_call_status(engine->stream, err);
+            return code != RELAY_OK ? code
+                                    : RELAY_FAIL(err, RELAY_INTERNAL, "the stream ended with OK");
+        }
+        default:
+            return RELAY_FAIL(err, RELAY_DEADLINE_EXCEEDED, "no answer %d", (int)kind);
+        }
+        if (answer.kind == kind) {
+            return answer.code == RELAY_OK ? RELAY_OK
+                                           : RELAY_FAIL(err, answer.code, "%.240s", answer.message);
+        }
+        if (answer.kind != RELAY_WIRE_STREAM_DRAIN) {
+            return RELAY_FAIL(err, RELAY_INTERNAL, "answer %d, wanted %d", (int)answer.kind,
+                              (int)kind);
+        }
+    }
+}
+
+enum relay_code faults_engine_step(struct faults_engine *engine, uint64_t step_id,
+                                   uint32_t position, enum relay_part part, float *out, int *at,
+                                   struct relay_error *err)
+{
+    const size_t n = engine->num_requests * faults_q_floats(engine->model);
+    (void)faults_engine_begin(engine, step_id, position, 1, part);
+    enum relay_code code = expect(engine, RELAY_WIRE_STREAM_BEGUN, NULL, 0, err);
+    int layer = -1;
+    for (uint32_t l = 0; code == RELAY_OK && l < engine->model->model.num_layers; l++) {
+        layer = (int)l;
+        (void)faults_engine_call(engine, step_id, position, 1, l, part, FAULTS_TIMEOUT_MS);
+        code = expect(engine, RELAY_WIRE_STREAM_RESULT, out == NULL ? NULL : out + l * n,
+                      n * sizeof(float), err);
+    }
+    if (code == RELAY_OK) {
+        (void)faults_engine_end(engine, step_id);
+    }
+    if (at != NULL) {
+        *at = layer;
+    }
+    return code;
+}
