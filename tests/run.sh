@@ -170,7 +170,9 @@ for step in $steps; do
     count "$p" "$f" "$s"
     echo "   $p passed, $f failed, $s skipped"
     [ "$code" -eq 0 ] || [ "$f" -gt 0 ] || count 0 1 0
-    grep -E '^ *[0-9]+/[0-9]+ Test .*(\*\*\*|Skipped)' "$logs/$step.log" | sed 's/^ */   /'
+    # Of each test that did not pass: ctest's line, and what the test said.
+    awk '/^ *[0-9]+\/[0-9]+ Test / {shown = /\*\*\*/} /^ +Start +[0-9]+:/ {next} /^$/ {shown = 0} shown' \
+      "$logs/$step.log" | head -n 60 | sed 's/^ */   | /'
   elif [ "$code" -eq 0 ]; then
     count 1 0 0
     echo "   passed"

@@ -57,8 +57,9 @@ struct relay_cli_args {
     double out_tolerance, lse_tolerance;
 };
 
-/* Fills *args from argv, which it reorders and which must outlive *args. False when the process should end now, with
- * *exit_code: help was asked for and printed, or usage was wrong and that is printed. */
+/* Fills *args from argv, which it reorders and which must outlive *args. False when the process
+ * should end now, with *exit_code: help was asked for and printed, or usage was wrong and that is
+ * printed. */
 bool relay_cli_args_parse(int argc, char **argv, struct relay_cli_args *args, int *exit_code);
 
 #endif
