@@ -1,11 +1,16 @@
 #include "service/batch/align.h"
 
+static uint64_t wait_ns_of(const struct relayd_call *call)
+{
+    return call->align_ns < RELAYD_ALIGN_NS_MAX ? call->align_ns : RELAYD_ALIGN_NS_MAX;
+}
+
 static bool others_are_active(const struct relayd_align *align, const struct relayd_call *call,
                               uint64_t now_ns)
 {
     for (uint32_t i = 0; i < RELAYD_ALIGN_RECENT; i++) {
         if (align->recent[i].model == call->model && align->recent[i].session != call->session &&
-            now_ns - align->recent[i].at_ns < call->align_ns) {
+            now_ns - align->recent[i].at_ns < wait_ns_of(call)) {
             return true;
         }
     }
@@ -24,37 +29,47 @@ static bool has_company(const struct relayd_call *call, const struct relayd_call
 }
 
 /* A later layer: are all here that walked the last one together? A step counts once. */
-static bool has_mates(const struct relayd_call *call, const struct relayd_call_list *waiting)
+static bool has_mates(struct relayd_align *align, const struct relayd_call *call,
+                      const struct relayd_call_list *waiting)
 {
+    uint64_t count = ++align->counts;
     uint32_t mates = 0;
     for (const struct relayd_call *o = waiting->head; o != NULL; o = o->next) {
-        if (o->walk == NULL || o->walk->launch != call->walk->launch ||
-            !relayd_call_same_launch(o, call)) {
-            continue;
+        if (o->walk != NULL && o->walk->launch == call->walk->launch && o->walk->counted != count &&
+            relayd_call_same_launch(o, call)) {
+            o->walk->counted = count;
+            mates++;
         }
-        const struct relayd_call *earlier = waiting->head;
-        while (earlier != o && earlier->walk != o->walk) {
-            earlier = earlier->next;
-        }
-        mates += earlier == o;
     }
     return mates >= call->walk->mates;
 }
 
-uint64_t relayd_align_until(const struct relayd_align *align, const struct relayd_call *call,
+/* When its patience ends: nobody waits past the step's own deadline, nor for a client that is gone.
+ */
+static uint64_t patience_end(const struct relayd_align *align, const struct relayd_call *call)
+{
+    uint64_t until = call->received_ns + wait_ns_of(call);
+    if (align->off || call->align_ns == 0 || call->walk == NULL ||
+        atomic_load_explicit(&call->cancelled, memory_order_relaxed)) {
+        return 0;
+    }
+    return until < call->deadline_ns ? until : call->deadline_ns;
+}
+
+uint64_t relayd_align_until(struct relayd_align *align, const struct relayd_call *call,
                             const struct relayd_call_list *waiting, uint64_t now_ns)
 {
-    uint64_t until = call->received_ns + call->align_ns;
-    if (call->align_ns == 0 || call->walk == NULL || now_ns >= until) {
+    uint64_t until = patience_end(align, call);
+    if (now_ns >= until) {
         return 0;
     }
     if (call->walk->launch != 0) {
-        return has_mates(call, waiting) ? 0 : until;
+        return has_mates(align, call, waiting) ? 0 : until;
     }
     return others_are_active(align, call, now_ns) && !has_company(call, waiting) ? until : 0;
 }
 
-uint64_t relayd_align_next(const struct relayd_align *align, const struct relayd_call_list *waiting,
+uint64_t relayd_align_next(struct relayd_align *align, const struct relayd_call_list *waiting,
                            uint64_t now_ns)
 {
     uint64_t next = UINT64_MAX;

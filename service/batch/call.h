@@ -2,7 +2,7 @@
  *
  * rpc fills it, session admits it, the executor computes it and calls on_done, rpc sends straight
  * out of its slot; it is reused when the send has released the bytes. One owner at a time: the
- * hand- overs are relayd_executor_submit, on_done and relayd_slots_give. */
+ * hand-overs are relayd_executor_submit, on_done and relayd_slots_give. */
 #ifndef RELAYD_BATCH_CALL_H
 #define RELAYD_BATCH_CALL_H
 
@@ -19,8 +19,9 @@ typedef void (*relayd_call_done_fn)(struct relayd_call *call);
 /* What the calls of one step share with the executor, so that steps which walked a layer together
  * can wait for one another at the next. In the step's owner; written by the executor alone. */
 struct relayd_walk {
-    uint64_t launch; /* the last launch one of its calls was in; 0 = none yet */
-    uint32_t mates;  /* walks in that launch, itself included */
+    uint64_t launch;  /* the last launch one of its calls was in; 0 = none yet */
+    uint32_t mates;   /* walks in that launch, itself included */
+    uint64_t counted; /* align's: the last count of mates it was in */
 };
 
 struct relayd_call_entry {

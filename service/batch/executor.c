@@ -31,7 +31,6 @@ struct relayd_executor {
 
     struct relayd_call_list waiting;
     struct relayd_align align;
-    bool stopping; /* nobody waits for company any more */
     struct relayd_plans *plans;
     struct launch launches[2];
 
@@ -206,9 +205,9 @@ static bool collect(struct relayd_executor *executor, bool may_sleep)
         sleep_until(executor, until);
         relayd_call_list_append(&executor->waiting, &executor->inbox);
     }
-    executor->stopping = executor->stop;
+    executor->align.off = executor->stop;
     pthread_mutex_unlock(&executor->mutex);
-    return !executor->stopping || executor->waiting.head != NULL;
+    return !executor->align.off || executor->waiting.head != NULL;
 }
 
 static void *executor_thread(void *arg)

@@ -109,7 +109,7 @@ static bool claim_requests(struct pointer_map *map, const struct relayd_call *ca
 /* The first call that may go and overtakes nobody on its requests, or NULL. */
 static const struct relayd_call *find_lead(struct relayd_problem *problem,
                                            const struct relayd_call_list *waiting,
-                                           const struct relayd_align *align, uint64_t now_ns)
+                                           struct relayd_align *align, uint64_t now_ns)
 {
     const struct relayd_call *call = waiting->head;
     while (call != NULL && (claim_requests(&problem->map, call) ||
@@ -120,10 +120,9 @@ static const struct relayd_call *find_lead(struct relayd_problem *problem,
 }
 
 enum relay_code relayd_problem_pick(struct relayd_problem *problem,
-                                    struct relayd_call_list *waiting,
-                                    const struct relayd_align *align, uint64_t now_ns,
-                                    uint32_t rows_max, struct relayd_call_list *picked,
-                                    struct relay_error *err)
+                                    struct relayd_call_list *waiting, struct relayd_align *align,
+                                    uint64_t now_ns, uint32_t rows_max,
+                                    struct relayd_call_list *picked, struct relay_error *err)
 {
     uint32_t entries = 0;
     for (const struct relayd_call *call = waiting->head; call != NULL; call = call->next) {

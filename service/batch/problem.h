@@ -22,12 +22,9 @@ void relayd_problem_destroy(struct relayd_problem *problem);
  * call's excepted; no request that an earlier call, picked or still waiting, also has (those on one
  * request run in arrival order). Nothing is picked when all wait for company. RESOURCE_EXHAUSTED
  * when memory is out: then the first call alone was picked. */
-RELAY_MUST_CHECK enum relay_code relayd_problem_pick(struct relayd_problem *problem,
-                                                     struct relayd_call_list *waiting,
-                                                     const struct relayd_align *align,
-                                                     uint64_t now_ns, uint32_t rows_max,
-                                                     struct relayd_call_list *picked,
-                                                     struct relay_error *err);
+RELAY_MUST_CHECK enum relay_code relayd_problem_pick(
+    struct relayd_problem *problem, struct relayd_call_list *waiting, struct relayd_align *align,
+    uint64_t now_ns, uint32_t rows_max, struct relayd_call_list *picked, struct relay_error *err);
 
 /* Checks each picked call's entries against what its layer holds; one that does not fit goes to
  * `failed` with its error set and nothing written. Applies the writes of the others, builds the

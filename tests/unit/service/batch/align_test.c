@@ -19,6 +19,7 @@ static void member_init(struct member *m, int session, uint32_t layer, uint64_t 
     m->call.layer = layer;
     m->call.received_ns = received_ns;
     m->call.align_ns = 100;
+    m->call.deadline_ns = UINT64_MAX;
     m->call.walk = &m->walk;
 }
 
@@ -135,6 +136,65 @@ static void test_pieces_of_one_step_count_once(void)
     CHECK_EQ(relayd_align_until(&align, &a.call, &waiting, 1200), 1300);
 }
 
+/* a, whose mate b from layer 0 stays away, waits at layer 1. */
+static void left_alone(struct relayd_align *align, struct member *a, struct member *b,
+                       struct relayd_call_list *waiting)
+{
+    struct relayd_call_list both = {0};
+    member_init(a, 1, 0, 0);
+    member_init(b, 2, 0, 0);
+    put(&both, a, 0, 1000);
+    put(&both, b, 0, 1000);
+    relayd_align_launched(align, &both, 1000);
+    put(waiting, a, 1, 1200);
+}
+
+static void test_nobody_waits_past_its_deadline(void)
+{
+    struct relayd_align align = {0};
+    struct relayd_call_list waiting = {0};
+    struct member a, b;
+    left_alone(&align, &a, &b, &waiting);
+    a.call.deadline_ns = 1250;
+    CHECK_EQ(relayd_align_until(&align, &a.call, &waiting, 1200), 1250);
+    CHECK_EQ(relayd_align_until(&align, &a.call, &waiting, 1250), 0);
+}
+
+static void test_cancelled_calls_do_not_wait(void)
+{
+    struct relayd_align align = {0};
+    struct relayd_call_list waiting = {0};
+    struct member a, b;
+    left_alone(&align, &a, &b, &waiting);
+    CHECK_EQ(relayd_align_next(&align, &waiting, 1200), 1300);
+    atomic_store(&a.call.cancelled, true);
+    CHECK_EQ(relayd_align_next(&align, &waiting, 1200), 0);
+}
+
+static void test_waiting_has_a_limit(void)
+{
+    struct relayd_align align = {0};
+    struct relayd_call_list waiting = {0};
+    struct member a, b;
+    left_alone(&align, &a, &b, &waiting);
+    a.call.align_ns = UINT64_C(3600) * 1000000000;
+    CHECK_EQ(relayd_align_until(&align, &a.call, &waiting, 1200), 1200 + RELAYD_ALIGN_NS_MAX);
+    member_init(&a, 1, 0, 1200); /* at its first layer: b's launch is long ago */
+    a.call.align_ns = UINT64_C(3600) * 1000000000;
+    a.call.received_ns = 1001 + RELAYD_ALIGN_NS_MAX;
+    CHECK_EQ(relayd_align_until(&align, &a.call, &waiting, 1001 + RELAYD_ALIGN_NS_MAX), 0);
+}
+
+static void test_off_lets_everybody_go(void)
+{
+    struct relayd_align align = {0};
+    struct relayd_call_list waiting = {0};
+    struct member a, b;
+    left_alone(&align, &a, &b, &waiting);
+    align.off = true;
+    CHECK_EQ(relayd_align_until(&align, &a.call, &waiting, 1200), 0);
+}
+
 int main(void)
 {
     CHECK_RUN(test_no_wait_without_others);
@@ -143,5 +203,9 @@ int main(void)
     CHECK_RUN(test_mates_hold_together);
     CHECK_RUN(test_a_mate_that_stays_away_costs_one_wait);
     CHECK_RUN(test_pieces_of_one_step_count_once);
+    CHECK_RUN(test_nobody_waits_past_its_deadline);
+    CHECK_RUN(test_cancelled_calls_do_not_wait);
+    CHECK_RUN(test_waiting_has_a_limit);
+    CHECK_RUN(test_off_lets_everybody_go);
     return check_done();
 }
