@@ -80,7 +80,30 @@ static void fail_all(struct relayd_call_list *calls, const struct relay_error *w
     }
 }
 
-/* A caller learns of its own tenant's rows and sessions only. */
+/* A caller learns of its own tenant's rows and sessions only: what another call of the tenant was
+ * told, or else counted. */
+static void fill_company(const struct relayd_call_list *calls, struct relayd_call *call)
+{
+    struct relayd_call_timings *t = &call->timings;
+    for (const struct relayd_call *o = calls->head; o != call; o = o->next) {
+        if (strcmp(o->tenant, call->tenant) == 0) {
+            t->batch_rows = o->timings.batch_rows;
+            t->batch_sessions = o->timings.batch_sessions;
+            return;
+        }
+    }
+    for (const struct relayd_call *o = call; o != NULL; o = o->next) {
+        if (strcmp(o->tenant, call->tenant) == 0) {
+            const struct relayd_call *first = call;
+            while (first->session != o->session) { /* sessions are of one tenant each */
+                first = first->next;
+            }
+            t->batch_rows += o->rows;
+            t->batch_sessions += first == o;
+        }
+    }
+}
+
 static void fill_timings(const struct launch *launch)
 {
     const struct relay_plan *plan = launch->args.plan;
@@ -92,18 +115,7 @@ static void fill_timings(const struct launch *launch)
         t->compute_us = us_between(launch->run_ns, launch->done_ns);
         t->prompt_bytes = plan->prompt_tokens_read * kv_bytes;
         t->kv_bytes = plan->context_tokens_read * kv_bytes;
-        for (const struct relayd_call *o = launch->calls.head; o != NULL; o = o->next) {
-            if (strcmp(o->tenant, call->tenant) != 0) {
-                continue;
-            }
-            t->batch_rows += o->rows;
-            const struct relayd_call *earlier = launch->calls.head;
-            while (earlier != o &&
-                   (earlier->session != o->session || strcmp(earlier->tenant, o->tenant) != 0)) {
-                earlier = earlier->next;
-            }
-            t->batch_sessions += earlier == o;
-        }
+        fill_company(&launch->calls, call);
     }
 }
 
@@ -147,6 +159,7 @@ static bool launch_next(struct relayd_executor *executor, struct launch *launch,
         relayd_call_list_append(failed, &launch->calls);
         return false;
     }
+    relayd_problem_written(&launch->calls);
     return true;
 }
 

@@ -241,17 +241,6 @@ static void add_entries(struct relayd_problem *p, const struct relayd_call *call
     }
 }
 
-/* From here on the calls' new tokens count as held. */
-static void apply_writes(const struct relayd_call_list *calls, uint32_t kv_layer)
-{
-    for (const struct relayd_call *call = calls->head; call != NULL; call = call->next) {
-        for (uint32_t i = 0; call->has_kv && i < call->num_entries; i++) {
-            const struct relayd_call_entry *e = &call->entries[i];
-            relayd_request_layer_write(e->request, kv_layer, call->step_id, e->position, e->q_len);
-        }
-    }
-}
-
 /* Words of the plan's key besides four for each entry, and those for each call. */
 #define KEY_HEAD_WORDS  5u
 #define KEY_ENTRY_WORDS 4u
@@ -375,7 +364,6 @@ enum relay_code relayd_problem_build(struct relayd_problem *p, struct relayd_cal
     if (code != RELAY_OK) {
         return code;
     }
-    apply_writes(&good, kv_layer);
     *out = (struct relay_problem){
         .shape = &p->shape,
         .plan = plan,
@@ -387,6 +375,18 @@ enum relay_code relayd_problem_build(struct relayd_problem *p, struct relayd_cal
         .workspace_bytes = p->workspace_bytes,
     };
     return RELAY_OK;
+}
+
+void relayd_problem_written(const struct relayd_call_list *calls)
+{
+    for (const struct relayd_call *call = calls->head; call != NULL; call = call->next) {
+        /* A layer that uses another's K/V brings none, so the call's layer is the one written. */
+        for (uint32_t i = 0; call->has_kv && i < call->num_entries; i++) {
+            const struct relayd_call_entry *e = &call->entries[i];
+            relayd_request_layer_write(e->request, call->layer, call->step_id, e->position,
+                                       e->q_len);
+        }
+    }
 }
 
 enum relay_code relayd_problem_create(struct relay_backend *backend, struct relayd_plans *plans,

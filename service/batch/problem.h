@@ -27,14 +27,17 @@ RELAY_MUST_CHECK enum relay_code relayd_problem_pick(
     uint64_t now_ns, uint32_t rows_max, struct relayd_call_list *picked, struct relay_error *err);
 
 /* Checks each picked call's entries against what its layer holds; one that does not fit goes to
- * `failed` with its error set and nothing written. Applies the writes of the others, builds the
- * plan and fills *out, which stays valid until the next build. now_ns: calls cancelled or past
- * their deadline go to failed too. An empty picked list afterwards means there is nothing to run.
- * An error concerns all that is left in picked. */
+ * `failed` with its error set. Builds the plan of the others and fills *out, which stays valid
+ * until the next build. now_ns: calls cancelled or past their deadline go to failed too. An empty
+ * picked list afterwards means there is nothing to run. An error concerns all that is left in
+ * picked. Requests hold what they held before until relayd_problem_written. */
 RELAY_MUST_CHECK enum relay_code relayd_problem_build(struct relayd_problem *problem,
                                                       struct relayd_call_list *picked,
                                                       struct relayd_call_list *failed,
                                                       uint64_t now_ns, struct relay_problem *out,
                                                       struct relay_error *err);
+
+/* The calls are launched: from here on their new tokens count as held. */
+void relayd_problem_written(const struct relayd_call_list *calls);
 
 #endif

@@ -12,6 +12,7 @@ struct gate {
     pthread_cond_t changed;
     bool closed;
     bool broken;
+    bool refuse_once;
     unsigned runs;
 };
 
@@ -96,11 +97,16 @@ static enum relay_code gate_run(struct relay_backend *b, const struct relay_prob
     struct gate *g = gate_of(b);
     pthread_mutex_lock(&g->mutex);
     bool broken = g->broken;
+    bool refuse = g->refuse_once;
+    g->refuse_once = false;
     g->runs++;
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->mutex);
     if (broken) {
         return RELAY_FAIL(err, RELAY_UNAVAILABLE, "the device broke");
+    }
+    if (refuse) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "the device is out of memory");
     }
     return relay_backend_run(g->ref, problem, ticket, err);
 }
@@ -176,6 +182,11 @@ void gate_backend_open_gate(struct relay_backend *backend)
 void gate_backend_break(struct relay_backend *backend)
 {
     set(&gate_of(backend)->broken, true, gate_of(backend));
+}
+
+void gate_backend_refuse_once(struct relay_backend *backend)
+{
+    set(&gate_of(backend)->refuse_once, true, gate_of(backend));
 }
 
 void gate_backend_wait_runs(struct relay_backend *backend, unsigned n)

@@ -13,5 +13,7 @@ void gate_backend_wait_runs(struct relay_backend *backend, unsigned n);
 unsigned gate_backend_runs(struct relay_backend *backend);
 /* From now on run says UNAVAILABLE, as a broken device does. */
 void gate_backend_break(struct relay_backend *backend);
+/* The next run says RESOURCE_EXHAUSTED, as a device out of memory does; those after it are fine. */
+void gate_backend_refuse_once(struct relay_backend *backend);
 
 #endif

@@ -180,6 +180,45 @@ static void test_a_bad_entry_fails_its_call_alone(void)
     stack_fini(&stack);
 }
 
+static void test_a_refused_launch_writes_nothing(void)
+{
+    struct stack stack;
+    struct relayd_session *s = NULL;
+    uint64_t h = 0;
+    struct stack_call c[3];
+    struct relayd_request_info info;
+    uint32_t n = 0;
+    CHECK(stack_init(&stack, 64));
+    CHECK_OK(stack_open_session(&stack, &s, &err), err);
+    open_one(s, "", &h);
+    CHECK_STILL();
+    const uint32_t positions[] = {0, 1, 1}, rows[] = {3, 1, 1};
+    for (uint32_t i = 0; i < 3; i++) {
+        stack_call_init(&c[i], 0, i < 2 ? i + 1 : 2);
+        stack_call_add(&c[i], h, positions[i], rows[i], true, 5);
+    }
+    CHECK_OK(stack_call_submit(&stack, s, &c[0], &err), err);
+    CHECK_CODE(stack_call_wait(&c[0]), RELAY_OK);
+    gate_backend_refuse_once(stack.backend);
+    CHECK_OK(stack_call_submit(&stack, s, &c[1], &err), err);
+    CHECK_CODE(stack_call_wait(&c[1]), RELAY_RESOURCE_EXHAUSTED);
+    CHECK_OK(relayd_session_get_requests(s, &h, 1, &info, 1, &n, &err), err);
+    CHECK_EQ(info.held_max, 3); /* the newer step did not drop what lay behind its position */
+    CHECK_OK(stack_call_submit(&stack, s, &c[2], &err), err);
+    CHECK_CODE(stack_call_wait(&c[2]), RELAY_OK);
+    CHECK(check_row(&c[2], 0, 2, 5) < 1e-6);
+    CHECK_OK(relayd_session_get_requests(s, &h, 1, &info, 1, &n, &err), err);
+    CHECK_EQ(info.held_max, 2);
+    struct relayd_executor_stats stats;
+    relayd_executor_stats(stack.executor, &stats);
+    CHECK(!stats.poisoned);
+    for (uint32_t i = 0; i < 3; i++) {
+        stack_call_fini(&c[i]);
+    }
+    relayd_session_release(s);
+    stack_fini(&stack);
+}
+
 static void test_broken_backend_poisons(void)
 {
     struct stack stack;
@@ -211,6 +250,7 @@ int main(void)
     CHECK_RUN(test_calls_on_a_request_run_in_order);
     CHECK_RUN(test_cancelled_and_late_calls_write_nothing);
     CHECK_RUN(test_a_bad_entry_fails_its_call_alone);
+    CHECK_RUN(test_a_refused_launch_writes_nothing);
     CHECK_RUN(test_broken_backend_poisons);
     return check_done();
 }
