@@ -70,16 +70,22 @@ static void end(struct relayd_session *session)
     relayd_session_release(session);
 }
 
+static bool lease_is_over(const struct relayd_session *session, uint64_t now)
+{
+    return atomic_load_explicit(&session->lease_end_ns, memory_order_relaxed) <= now;
+}
+
 /* Its lease is over and no stream keeps it. */
 static bool is_over(struct relayd_session *session, uint64_t now)
 {
-    if (atomic_load_explicit(&session->lease_end_ns, memory_order_relaxed) > now) {
+    if (!lease_is_over(session, now)) {
         return false;
     }
     pthread_mutex_lock(&session->mutex);
-    bool attached = session->stream != NULL;
+    /* Once more: a stream that has just left renewed it. */
+    bool over = session->stream == NULL && lease_is_over(session, now);
     pthread_mutex_unlock(&session->mutex);
-    return !attached;
+    return over;
 }
 
 void relayd_sessions_destroy(struct relayd_sessions *sessions)

@@ -26,7 +26,7 @@ void relayd_step_end_locked(struct relayd_step *step)
         link = &(*link)->next;
     }
     *link = step->next;
-    stream->num_steps--;
+    *(step->refused.code == RELAY_OK ? &stream->num_open : &stream->num_refused) -= 1;
     step->ended = true;
     for (uint32_t i = 0; step->refused.code == RELAY_OK && i < step->num_entries; i++) {
         struct session_request *r = relayd_session_find(stream->session, step->handles[i]);
@@ -81,30 +81,21 @@ void relayd_steps_free(struct relayd_stream *stream)
 /* ---- beginning ---- */
 
 /* Forgets the oldest refused step when the stream remembers too many. */
-static enum relay_code make_room(struct relayd_stream *stream, struct relay_error *err)
+static void make_room(struct relayd_stream *stream)
 {
     struct relayd_step *oldest = NULL;
-    if (stream->num_steps < RELAYD_STREAM_STEPS_MAX) {
-        return RELAY_OK;
-    }
     for (struct relayd_step *step = stream->steps; step != NULL; step = step->next) {
         oldest = step->refused.code != RELAY_OK ? step : oldest;
     }
-    if (oldest == NULL) {
-        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "%u steps are open on the stream",
-                          stream->num_steps);
+    if (oldest != NULL && stream->num_refused >= RELAYD_STREAM_STEPS_MAX) {
+        relayd_step_end_locked(oldest);
     }
-    relayd_step_end_locked(oldest);
-    return RELAY_OK;
 }
 
 static enum relay_code take_step(struct relayd_stream *stream, struct relayd_step **out,
                                  struct relay_error *err)
 {
-    enum relay_code code = make_room(stream, err);
-    if (code != RELAY_OK) {
-        return code;
-    }
+    make_room(stream);
     struct relayd_step *step = stream->spare;
     if (step != NULL) {
         stream->spare = step->next;
@@ -150,8 +141,13 @@ static enum relay_code admit(struct relayd_step *step, const struct relayd_step_
                              uint64_t *kv_tokens_free, struct relayd_entry_errors *errors,
                              struct relay_error *err)
 {
-    struct relayd_session *session = step->stream->session;
+    const struct relayd_stream *stream = step->stream;
+    struct relayd_session *session = stream->session;
     uint32_t rows = 0;
+    if (stream->num_open >= RELAYD_STREAM_STEPS_MAX) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "%u steps are open on the stream",
+                          stream->num_open);
+    }
     if (desc->step_id == 0) {
         return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "step_id is 0: a stream's steps count up");
     }
@@ -197,6 +193,16 @@ static void claim_requests(struct relayd_step *step)
     }
 }
 
+/* Puts a step into the stream's list; what it answers to its calls follows from `why`. */
+static void enlist(struct relayd_step *step, const struct relay_error *why)
+{
+    struct relayd_stream *stream = step->stream;
+    step->refused = *why;
+    step->next = stream->steps;
+    stream->steps = step;
+    *(why->code == RELAY_OK ? &stream->num_open : &stream->num_refused) += 1;
+}
+
 enum relay_code relayd_stream_begin(struct relayd_stream *stream,
                                     const struct relayd_step_desc *desc, uint64_t *kv_tokens_free,
                                     struct relayd_entry_errors *errors, struct relay_error *err)
@@ -206,26 +212,33 @@ enum relay_code relayd_stream_begin(struct relayd_stream *stream,
     struct relay_error why = {0};
     relayd_stream_end_step(stream, desc->step_id);
     pthread_mutex_lock(&session->mutex);
-    enum relay_code code =
-        stream->lost ? RELAY_FAIL(&why, RELAY_ABORTED, "the stream was taken over") : RELAY_OK;
-    if (code == RELAY_OK) {
-        code = take_step(stream, &step, &why);
-    }
-    if (code == RELAY_OK) {
+    why.code = stream->lost ? RELAY_FAIL(&why, RELAY_ABORTED, "the stream was taken over")
+                            : take_step(stream, &step, &why);
+    if (step != NULL) {
         fill(step, desc);
-        code = admit(step, desc, kv_tokens_free, errors, &why);
-        step->refused = why;
-        step->refused.code = code;
-        step->next = stream->steps;
-        stream->steps = step;
-        stream->num_steps++;
+        why.code = admit(step, desc, kv_tokens_free, errors, &why);
+        enlist(step, &why);
     }
-    if (code == RELAY_OK) {
+    if (why.code == RELAY_OK) {
         claim_requests(step);
         if (desc->step_id > session->last_step_id) {
             session->last_step_id = desc->step_id;
         }
     }
     pthread_mutex_unlock(&session->mutex);
-    return code == RELAY_OK ? RELAY_OK : RELAY_FAIL(err, code, "%.240s", why.msg);
+    return why.code == RELAY_OK ? RELAY_OK : RELAY_FAIL(err, why.code, "%.240s", why.msg);
+}
+
+void relayd_stream_refuse(struct relayd_stream *stream, uint64_t step_id,
+                          const struct relay_error *why)
+{
+    const struct relayd_step_desc desc = {.step_id = step_id};
+    struct relayd_step *step = NULL;
+    relayd_stream_end_step(stream, step_id);
+    pthread_mutex_lock(&stream->session->mutex);
+    if (!stream->lost && take_step(stream, &step, NULL) == RELAY_OK) {
+        fill(step, &desc);
+        enlist(step, why);
+    }
+    pthread_mutex_unlock(&stream->session->mutex);
 }

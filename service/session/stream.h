@@ -12,7 +12,7 @@
 
 #include "service/session/session.h"
 
-#define RELAYD_STREAM_STEPS_MAX 16u /* open or refused and not yet ended */
+#define RELAYD_STREAM_STEPS_MAX 16u /* open, and as many refused and not yet ended */
 
 struct relayd_stream;
 
@@ -64,6 +64,10 @@ RELAY_MUST_CHECK enum relay_code relayd_stream_begin(struct relayd_stream *strea
                                                      uint64_t *kv_tokens_free,
                                                      struct relayd_entry_errors *errors,
                                                      struct relay_error *err);
+/* Remembers a step that was refused before it came here: its calls get the code of `why`. A step of
+ * this id ends. */
+void relayd_stream_refuse(struct relayd_stream *stream, uint64_t step_id,
+                          const struct relay_error *why);
 /* Unknown steps are ignored. */
 void relayd_stream_end_step(struct relayd_stream *stream, uint64_t step_id);
 

@@ -30,10 +30,10 @@ struct relayd_stream {
     uint32_t refs;                  /* its owner, calls in flight, events about to be told */
     struct relayd_step *steps;      /* open or refused, newest first */
     struct relayd_step *spare;
-    uint32_t num_steps; /* in steps */
-    uint32_t calls;     /* in flight */
-    bool ready;         /* nothing of an older stream is in flight any more */
-    bool lost;          /* no longer the session's stream */
+    uint32_t num_open, num_refused; /* in steps */
+    uint32_t calls;                 /* in flight */
+    bool ready;                     /* nothing of an older stream is in flight any more */
+    bool lost;                      /* no longer the session's stream */
 
     pthread_mutex_t events_mutex; /* held while an event is told, so that detach can wait for it */
     bool muted;                   /* no more events */

@@ -240,6 +240,71 @@ static void test_refused_steps_answer_their_calls(void)
     world_fini(&w);
 }
 
+/* A step of one request. */
+static enum relay_code begin_one(struct world *w, uint64_t step_id, uint64_t handle)
+{
+    const uint32_t position = 0;
+    return begin(w, step_id, &handle, &position, NULL, 1, NULL);
+}
+
+static void test_a_step_too_many_answers_its_calls(void)
+{
+    struct world w;
+    struct relayd_open_request in[11];
+    struct relayd_opened_request out[11];
+    struct stack_call c;
+    CHECK(world_init(&w, 64));
+    for (int i = 0; i < 11; i++) {
+        in[i] = (struct relayd_open_request){.prompt = {.prompt_id = "p", .variant = ""}};
+    }
+    CHECK_OK(relayd_session_open_requests(w.session, in, 11, out, NULL, &err), err);
+    CHECK_STILL();
+    for (uint64_t i = 0; i < 15; i++) {
+        CHECK_OK(begin_one(&w, 10 + i, i < 4 ? w.handles[i] : out[i - 4].handle), err);
+    }
+    struct relayd_step_desc nothing_stored = {
+        .step_id = 30,
+        .part = RELAY_PART_PROMPT_ONLY,
+        .handles = w.handles,
+        .positions = (const uint32_t[]){0},
+        .num_entries = 1,
+        .deadline_ns = UINT64_MAX,
+    };
+    CHECK_OK(relayd_stream_begin(w.stream, &nothing_stored, NULL, NULL, &err), err); /* ends 10 */
+    CHECK_OK(relayd_session_open_requests(w.session, in, 1, out, NULL, &err), err);
+    CHECK_OK(begin_one(&w, 31, out[0].handle), err); /* the 16th */
+    CHECK_CODE(begin_one(&w, 32, out[0].handle), RELAY_RESOURCE_EXHAUSTED);
+    stack_call_init(&c, 0, 32);
+    stack_call_add(&c, 0, 0, 1, true, 1);
+    CHECK_CODE(submit(w.stream, &c, 0), RELAY_RESOURCE_EXHAUSTED);
+    relayd_stream_end_step(w.stream, 31);
+    CHECK_OK(begin_one(&w, 33, out[0].handle), err);
+    stack_call_fini(&c);
+    world_fini(&w);
+}
+
+static void test_steps_refused_elsewhere_are_remembered(void)
+{
+    struct world w;
+    struct stack_call c;
+    struct relay_error why = {0};
+    CHECK(world_init(&w, 64));
+    uint64_t before = bytes_used(&w);
+    CHECK_OK(begin_one(&w, 5, w.handles[0]), err);
+    (void)RELAY_FAIL(&why, RELAY_INVALID_ARGUMENT, "no positions");
+    relayd_stream_refuse(w.stream, 5, &why);
+    CHECK_EQ(bytes_used(&w), before); /* the step of this id has ended */
+    stack_call_init(&c, 0, 5);
+    stack_call_add(&c, 0, 0, 1, true, 1);
+    CHECK_CODE(submit(w.stream, &c, 0), RELAY_INVALID_ARGUMENT);
+    CHECK(strstr(err.msg, "no positions") != NULL);
+    CHECK_OK(begin_one(&w, 5, w.handles[0]), err);
+    CHECK_OK(submit(w.stream, &c, 0), err);
+    CHECK_CODE(stack_call_wait(&c), RELAY_OK);
+    stack_call_fini(&c);
+    world_fini(&w);
+}
+
 static void test_newer_steps_end_older_ones(void)
 {
     struct world w;
@@ -395,6 +460,8 @@ int main(void)
     CHECK_RUN(test_steps_walk_the_layers);
     CHECK_RUN(test_pieces_of_a_prefill);
     CHECK_RUN(test_refused_steps_answer_their_calls);
+    CHECK_RUN(test_a_step_too_many_answers_its_calls);
+    CHECK_RUN(test_steps_refused_elsewhere_are_remembered);
     CHECK_RUN(test_newer_steps_end_older_ones);
     CHECK_RUN(test_unary_calls_stay_out_of_open_steps);
     CHECK_RUN(test_taking_over_waits_for_the_old_work);
