@@ -69,7 +69,7 @@ static void watchdog(void *user)
     if (stats.poisoned) {
         if (!atomic_exchange(&app->poisoned, true)) {
             RELAYD_LOG(ERROR, "backend.poisoned", "does=exit");
-            relayd_rpc_set_serving(app->rpc, false);
+            relayd_rpc_stop_serving(app->rpc);
             relayd_ops_drain(app->ops);
         }
         return;
@@ -105,7 +105,7 @@ static void drain(void *user)
 
     RELAYD_LOG(INFO, "drain.begin", "delay_ms=%" PRIu64 " timeout_ms=%" PRIu64,
                config->drain_delay_ms, config->drain_timeout_ms);
-    relayd_rpc_set_serving(app->rpc, false);
+    relayd_rpc_stop_serving(app->rpc);
     if (!atomic_load(&app->poisoned)) {
         wait_ms(config->drain_delay_ms);
     }

@@ -2,7 +2,8 @@
  *
  * It takes all waiting calls of one (model, layer, dtypes, part), from any session, as one problem,
  * as long as no request is in it twice; plans it, runs it, and answers each call. Calls on one
- * (request, layer) run in arrival order. It never waits for company. Knows no session, RPC or wire.
+ * (request, layer) run in arrival order. It waits for company only where a step asked for it, and
+ * no longer than align.h says. Knows no session, RPC or wire.
  */
 #ifndef RELAYD_BATCH_EXECUTOR_H
 #define RELAYD_BATCH_EXECUTOR_H

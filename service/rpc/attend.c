@@ -153,11 +153,7 @@ static void start(struct relayd_rpc_call *call)
     relayd_rpc_tag_init(&attend->answered, call, answered);
     attend->in_flight = NULL;
     attend->session = NULL;
-    attend->detail.field = NULL;
-    attend->detail.expected[0] = '\0';
-    attend->detail.got[0] = '\0';
-    attend->detail.entries.n = 0;
-    attend->detail.entries.total = 0;
+    relayd_rpc_detail_clear(&attend->detail);
     err.code = take(attend, &err);
     if (err.code != RELAY_OK) {
         refuse(attend, &err);

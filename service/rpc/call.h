@@ -83,6 +83,15 @@ struct relayd_rpc_detail {
     char got[64];
     struct relayd_entry_errors entries;
 };
+/* All but the 2 KiB of entries, which hot calls cannot afford to clear. */
+static inline void relayd_rpc_detail_clear(struct relayd_rpc_detail *detail)
+{
+    detail->field = NULL;
+    detail->expected[0] = '\0';
+    detail->got[0] = '\0';
+    detail->entries.n = 0;
+    detail->entries.total = 0;
+}
 
 /* ---- counts ---------------------------------------------------------------------------------- */
 

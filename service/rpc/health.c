@@ -164,17 +164,32 @@ void relayd_rpc_health_fini(struct relayd_rpc_health *health)
     pthread_mutex_destroy(&health->mutex);
 }
 
+/* Under the mutex. */
+static void change(struct relayd_rpc_health *health, bool serving)
+{
+    if (health->serving == serving) {
+        return;
+    }
+    health->serving = serving;
+    for (struct relayd_rpc_watch *watch = health->watches; watch != NULL; watch = watch->next) {
+        if (watch->known) {
+            tell(health, watch);
+        }
+    }
+}
+
 void relayd_rpc_health_set(struct relayd_rpc_health *health, bool serving)
 {
     pthread_mutex_lock(&health->mutex);
-    if (health->serving != serving) {
-        health->serving = serving;
-        for (struct relayd_rpc_watch *watch = health->watches; watch != NULL; watch = watch->next) {
-            if (watch->known) {
-                tell(health, watch);
-            }
-        }
-    }
+    change(health, serving && !health->stopped);
+    pthread_mutex_unlock(&health->mutex);
+}
+
+void relayd_rpc_health_stop(struct relayd_rpc_health *health)
+{
+    pthread_mutex_lock(&health->mutex);
+    health->stopped = true;
+    change(health, false);
     pthread_mutex_unlock(&health->mutex);
 }
 

@@ -38,6 +38,8 @@ RELAY_MUST_CHECK enum relay_code relayd_rpc_start(const struct relayd_rpc_option
 uint32_t relayd_rpc_port(const struct relayd_rpc *rpc, uint32_t i);
 /* Changes what Health says for "" and relay.v1.RelayAttention, and tells watchers. Any thread. */
 void relayd_rpc_set_serving(struct relayd_rpc *rpc, bool serving);
+/* NOT_SERVING for good, whatever is set later. Any thread. */
+void relayd_rpc_stop_serving(struct relayd_rpc *rpc);
 /* Ends connections whose peer has stopped reading: after keepalive_time and keepalive_timeout. To
  * be called now and then, also while it drains. Any thread. */
 void relayd_rpc_sweep(struct relayd_rpc *rpc);

@@ -24,10 +24,11 @@
 /* gRPC's own complaints, in our log's form. */
 static void log_grpc(gpr_log_func_args *args)
 {
-    if (args->severity == GPR_LOG_SEVERITY_ERROR) {
-        RELAYD_LOG(WARN, "grpc", "msg=\"%s\"", args->message);
-    } else {
-        RELAYD_LOG(DEBUG, "grpc", "msg=\"%s\"", args->message);
+    const bool is_error = args->severity == GPR_LOG_SEVERITY_ERROR;
+    char text[512]; /* may quote what a peer sent */
+    if (relayd_log_enabled(is_error ? RELAYD_LOG_WARN : RELAYD_LOG_DEBUG)) {
+        relayd_log_write(is_error ? RELAYD_LOG_WARN : RELAYD_LOG_DEBUG, "grpc", "msg=%s",
+                         relayd_log_quote(args->message, text, sizeof(text)));
     }
 }
 
@@ -326,6 +327,11 @@ uint32_t relayd_rpc_port(const struct relayd_rpc *rpc, uint32_t i)
 void relayd_rpc_set_serving(struct relayd_rpc *rpc, bool serving)
 {
     relayd_rpc_health_set(&rpc->health, serving);
+}
+
+void relayd_rpc_stop_serving(struct relayd_rpc *rpc)
+{
+    relayd_rpc_health_stop(&rpc->health);
 }
 
 void relayd_rpc_stats(const struct relayd_rpc *rpc, struct relayd_rpc_stats *out)

@@ -22,7 +22,7 @@ void relayd_rpc_stream_init(struct relayd_rpc_stream *stream)
     stream->finished = false;
     stream->waiting = NULL;
     memset(&stream->final, 0, sizeof(stream->final));
-    memset(&stream->detail, 0, sizeof(stream->detail));
+    relayd_rpc_detail_clear(&stream->detail);
 }
 
 void relayd_rpc_stream_fini(struct relayd_rpc_stream *stream)

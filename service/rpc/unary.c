@@ -68,11 +68,7 @@ void relayd_rpc_unary_start(struct relayd_rpc_call *call)
     const struct relayd_rpc_unary_spec *spec = call->method->spec;
     relayd_rpc_tag_init(&unary->answered, call, answered);
     relay_wire_arena_init(&unary->arena);
-    unary->detail.field = NULL;
-    unary->detail.expected[0] = '\0';
-    unary->detail.got[0] = '\0';
-    unary->detail.entries.n = 0;
-    unary->detail.entries.total = 0;
+    relayd_rpc_detail_clear(&unary->detail);
     relayd_rpc_call_hold(call);
     if (spec->slow) {
         unary->work.run = run_work;
