@@ -21,6 +21,30 @@ const char *relay_backend_name(size_t i)
     return i < NUM_BACKENDS ? backends[i]->name : NULL;
 }
 
+/* Whether a name is `known`, with or without ":" and a device number, which goes to *device. */
+static bool name_matches(const char *name, const char *known, uint32_t *device)
+{
+    size_t n = strlen(known);
+    uint32_t number = 0;
+    if (name == NULL || strncmp(name, known, n) != 0) {
+        return false;
+    }
+    if (name[n] == '\0') {
+        return true;
+    }
+    if (name[n] != ':' || name[n + 1] == '\0') {
+        return false;
+    }
+    for (const char *at = name + n + 1; *at != '\0'; at++) {
+        if (*at < '0' || *at > '9' || number > 9999) {
+            return false;
+        }
+        number = number * 10 + (uint32_t)(*at - '0');
+    }
+    *device = number;
+    return true;
+}
+
 enum relay_code relay_backend_open(const char *name, const struct relay_backend_options *options,
                                    struct relay_backend **out, struct relay_error *err)
 {
@@ -35,8 +59,8 @@ enum relay_code relay_backend_open(const char *name, const struct relay_backend_
         memcpy(&complete, options, options->size);
         complete.size = sizeof(complete);
     }
-    for (size_t i = 0; name != NULL && i < NUM_BACKENDS; i++) {
-        if (strcmp(backends[i]->name, name) == 0) {
+    for (size_t i = 0; i < NUM_BACKENDS; i++) {
+        if (name_matches(name, backends[i]->name, &complete.device)) {
             return backends[i]->open(&complete, out, err);
         }
     }

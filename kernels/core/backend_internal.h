@@ -70,5 +70,6 @@ struct relay_backend {
 /* The registration table is in backend.c: a new backend adds its line there and one here. */
 extern const struct relay_backend_vtable relay_backend_ref_vtable;
 extern const struct relay_backend_vtable relay_backend_cpu_vtable;
+extern const struct relay_backend_vtable relay_backend_cuda_vtable;
 
 #endif

@@ -3,8 +3,12 @@
 
 #include "core/checked.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* The only state here: backends know a plan they have seen by its number. */
+static _Atomic uint64_t plan_serial;
 
 enum relay_code plan_array_grow(struct plan_array *array, size_t n, struct relay_error *err)
 {
@@ -80,6 +84,7 @@ void relay_plan_destroy(struct relay_plan *plan)
 
 static void plan_publish(struct plan_builder *b)
 {
+    b->pub.serial = atomic_fetch_add_explicit(&plan_serial, 1, memory_order_relaxed) + 1;
     b->pub.part = b->in->part;
     b->pub.page_tokens = b->in->page_tokens;
     b->pub.block_tokens = b->in->block_tokens;

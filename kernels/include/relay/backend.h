@@ -1,6 +1,6 @@
 /* Backends: where K/V pages live and who computes attention over them.
  *
- * A backend is opened by name ("ref", "cpu"), owns its threads or device, and is used by one
+ * A backend is opened by name ("ref", "cpu", "cuda:1"), owns its threads or device, and is used by one
  * executor: run and wait are for one thread; memory, pages and io calls may come from any thread as
  * long as nobody else uses the same bytes. Every backend passes tests/conformance. */
 #ifndef RELAY_BACKEND_H
@@ -17,10 +17,13 @@ struct relay_backend;
 struct relay_backend_options {
     size_t size;      /* sizeof(struct relay_backend_options), so that it can grow */
     uint32_t threads; /* compute threads; 0 = one per CPU this process may run on */
+    uint32_t device;  /* which of several; the number in "cuda:1" goes before */
+    /* The same bits alone and in any batch, where they have a price too; info says what holds. */
+    bool batch_invariant;
 };
 #define RELAY_BACKEND_OPTIONS_INIT                                                                 \
     {                                                                                              \
-        sizeof(struct relay_backend_options), 0                                                    \
+        sizeof(struct relay_backend_options), 0, 0, false                                          \
     }
 
 struct relay_backend_info {
@@ -32,7 +35,7 @@ struct relay_backend_info {
     uint64_t memory_bytes; /* memory K/V can live in */
 };
 
-/* Opens a backend by name. NOT_FOUND for a name that is not built in, UNAVAILABLE when its hardware
+/* Opens a backend by name, with ":" and a device number or without. NOT_FOUND for a name that is not built in, UNAVAILABLE when its hardware
  * is missing, RESOURCE_EXHAUSTED. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_open(
     const char *name, const struct relay_backend_options *options, struct relay_backend **out,

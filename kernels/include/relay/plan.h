@@ -114,6 +114,7 @@ struct relay_append {
 };
 
 struct relay_plan {
+    uint64_t serial; /* of this build: no other build in the process has it; 0 = not built */
     enum relay_part part;
     uint32_t page_tokens;
     uint32_t block_tokens;

@@ -1,0 +1,94 @@
+/* Elements of any dtype as float32 and back, with the bits of relay_dtype_convert. Device code. */
+#ifndef RELAY_CUDA_DEVICE_CONVERT_CUH
+#define RELAY_CUDA_DEVICE_CONVERT_CUH
+
+#include <relay/types.h>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace relay {
+
+__device__ __forceinline__ float f8_to_float(unsigned char b)
+{
+    uint32_t mag = b & 0x7fu;
+    float small = (float)mag * 0x1p-9f;
+    float normal = mag == 0x7fu ? __uint_as_float(0x7fc00000u)
+                                : __uint_as_float((mag << 20) + (120u << 23));
+    float value = mag < 0x08u ? small : normal;
+    return (b & 0x80u) != 0 ? -value : value;
+}
+
+__device__ __forceinline__ unsigned char float_to_f8(float f)
+{
+    uint32_t u = __float_as_uint(f);
+    uint32_t sign = (u >> 24) & 0x80u;
+    uint32_t mag = u & 0x7fffffffu;
+    /* Adding 2^14 rounds to multiples of 2^-9, the step of subnormals. */
+    uint32_t small =
+        __float_as_uint(__fadd_rn(__uint_as_float(mag < 0x3c800000u ? mag : 0u), 0x1p14f)) -
+        0x46800000u;
+    uint32_t clipped = mag < 0x44000000u ? mag : 0x44000000u;
+    uint32_t normal = (clipped + 0x7ffffu + ((clipped >> 20) & 1u) - (120u << 23)) >> 20;
+    uint32_t b = mag < 0x3c800000u ? small : (normal < 0x7fu ? normal : 0x7fu);
+    return (unsigned char)(b | sign);
+}
+
+__device__ __forceinline__ float load_element(uint32_t dtype, const void *base, size_t i)
+{
+    switch (dtype) {
+    case RELAY_DTYPE_F32:
+        return ((const float *)base)[i];
+    case RELAY_DTYPE_F16:
+        return __half2float(((const __half *)base)[i]);
+    case RELAY_DTYPE_BF16:
+        return __bfloat162float(((const __nv_bfloat16 *)base)[i]);
+    default:
+        return f8_to_float(((const unsigned char *)base)[i]);
+    }
+}
+
+__device__ __forceinline__ void store_element(uint32_t dtype, void *base, size_t i, float f)
+{
+    switch (dtype) {
+    case RELAY_DTYPE_F32:
+        ((float *)base)[i] = f;
+        break;
+    case RELAY_DTYPE_F16:
+        ((__half *)base)[i] = __float2half_rn(f);
+        break;
+    case RELAY_DTYPE_BF16:
+        ((__nv_bfloat16 *)base)[i] = __float2bfloat16_rn(f);
+        break;
+    default:
+        ((unsigned char *)base)[i] = float_to_f8(f);
+        break;
+    }
+}
+
+/* Four neighbours, i a multiple of 4; the row's address is a multiple of four elements. */
+__device__ __forceinline__ void store_four(uint32_t dtype, void *base, size_t i, float4 f)
+{
+    if (dtype == RELAY_DTYPE_BF16) {
+        __nv_bfloat162 lo = __floats2bfloat162_rn(f.x, f.y);
+        __nv_bfloat162 hi = __floats2bfloat162_rn(f.z, f.w);
+        uint2 bits = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+        *(uint2 *)((__nv_bfloat16 *)base + i) = bits;
+    } else if (dtype == RELAY_DTYPE_F16) {
+        __half2 lo = __floats2half2_rn(f.x, f.y);
+        __half2 hi = __floats2half2_rn(f.z, f.w);
+        uint2 bits = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+        *(uint2 *)((__half *)base + i) = bits;
+    } else if (dtype == RELAY_DTYPE_F32) {
+        *(float4 *)((float *)base + i) = f;
+    } else {
+        store_element(dtype, base, i, f.x);
+        store_element(dtype, base, i + 1, f.y);
+        store_element(dtype, base, i + 2, f.z);
+        store_element(dtype, base, i + 3, f.w);
+    }
+}
+
+} // namespace relay
+
+#endif

@@ -1,0 +1,141 @@
+/* Scores to weights: masks, softcap, ALiBi, and the online softmax of a tile in base 2.
+ *
+ * A thread has two rows (0: elements 0 and 1 of each four, 1: elements 2 and 3) and of every eight
+ * columns two. The reference of exp2 moves only when the maximum has grown by more than 8, so
+ * weights stay below 2^8 and sums are rarely rescaled; a row decides alone, so its bits do not
+ * depend on its neighbours. Device code. */
+#ifndef RELAY_CUDA_DEVICE_SOFTMAX_CUH
+#define RELAY_CUDA_DEVICE_SOFTMAX_CUH
+
+#include "cuda/device/tile.cuh"
+
+namespace relay {
+
+#define RELAY_CUDA_LOG2E   1.44269504088896340736f
+#define RELAY_CUDA_LN2     0.69314718055994530942f
+#define RELAY_CUDA_RESCALE 8.0f
+
+struct row_state {
+    float max[2]; /* the reference of exp2 */
+    float sum[2]; /* of this thread's columns until the end */
+};
+
+__device__ __forceinline__ void state_reset(row_state &st)
+{
+    st.max[0] = st.max[1] = -INFINITY;
+    st.sum[0] = st.sum[1] = 0.0f;
+}
+
+__device__ __forceinline__ float quad_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x)
+{
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+/* Softcap and ALiBi, to base 2; column 0 is token `token` of the segment, rows[g] and rows[g + 8]
+ * are this thread's. */
+template <int n>
+__device__ __forceinline__ void scores_transform(float (&s)[n][4], const relay_cuda_params &p,
+                                                 const row_slope *rows, uint32_t token)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const float inverse = p.softcap > 0.0f ? p.scale / p.softcap : 0.0f;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const row_slope row = rows[(lane >> 2) + 8 * r];
+        const int away = (int)(token + 2 * (lane & 3)) - row.position;
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float x = s[j][2 * r + e];
+                x = p.softcap > 0.0f ? p.softcap * tanhf(x * inverse) : x * p.scale;
+                s[j][2 * r + e] =
+                    fmaf(row.slope, (float)(away + 8 * j + e), x * RELAY_CUDA_LOG2E);
+            }
+        }
+    }
+}
+
+/* Takes away what row r of the thread does not see: tokens outside [lo, hi). */
+template <int n>
+__device__ __forceinline__ void scores_mask(float (&s)[n][4], int r, uint32_t lo, uint32_t hi,
+                                            uint32_t token)
+{
+    const uint32_t first = token + 2 * (threadIdx.x & 3) - lo;
+    const uint32_t count = hi - lo;
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            /* Tokens before lo wrap around to numbers past count. */
+            if (first + 8 * j + e >= count) {
+                s[j][2 * r + e] = -INFINITY;
+            }
+        }
+    }
+}
+
+/* Scores, to be multiplied by c, to weights in place. True for the whole warp when some row's sums
+ * so far must be multiplied by its alpha. */
+template <int n>
+__device__ __forceinline__ bool softmax(float (&s)[n][4], float c, row_state &st, float (&alpha)[2])
+{
+    bool grown = false;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float most = -INFINITY;
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+            most = fmaxf(most, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+        }
+        most = quad_max(most) * c;
+        alpha[r] = 1.0f;
+        if (most > st.max[r] + RELAY_CUDA_RESCALE) {
+            alpha[r] = exp2_fast(st.max[r] - most);
+            st.max[r] = most;
+            grown = true;
+        }
+        float base = st.max[r] == -INFINITY ? 0.0f : st.max[r];
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+            s[j][2 * r] = exp2_fast(fmaf(s[j][2 * r], c, -base));
+            s[j][2 * r + 1] = exp2_fast(fmaf(s[j][2 * r + 1], c, -base));
+            sum += s[j][2 * r] + s[j][2 * r + 1];
+        }
+        st.sum[r] = fmaf(st.sum[r], alpha[r], sum);
+    }
+    return __any_sync(0xffffffffu, grown);
+}
+
+template <int n> __device__ __forceinline__ void rescale(float (&o)[n][4], const float (&alpha)[2])
+{
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+        o[j][0] *= alpha[0];
+        o[j][1] *= alpha[0];
+        o[j][2] *= alpha[1];
+        o[j][3] *= alpha[1];
+    }
+}
+
+/* Weights of 16 tokens (columns 16 t ..) as the A operand of a product with their values. */
+template <typename T, int n>
+__device__ __forceinline__ void weights_pack(uint32_t (&a)[4], const float (&s)[n][4], int t)
+{
+    a[0] = mma_type<T>::pack(s[2 * t][0], s[2 * t][1]);
+    a[1] = mma_type<T>::pack(s[2 * t][2], s[2 * t][3]);
+    a[2] = mma_type<T>::pack(s[2 * t + 1][0], s[2 * t + 1][1]);
+    a[3] = mma_type<T>::pack(s[2 * t + 1][2], s[2 * t + 1][3]);
+}
+
+} // namespace relay
+
+#endif

@@ -1,0 +1,102 @@
+/* Shared memory of an attention block: stages of K and V tiles, queries, descriptors.
+ *
+ * A tile's rows are cut into planes of 64 elements; in a plane a row is 128 bytes whose 16-byte
+ * chunk c lies at c ^ (row % 8), which ldmatrix and wgmma read without bank conflicts. A last plane
+ * of 32 elements (head dim 96) has 64-byte rows. Device code. */
+#ifndef RELAY_CUDA_DEVICE_TILE_CUH
+#define RELAY_CUDA_DEVICE_TILE_CUH
+
+#include "cuda/launch.h"
+#include "cuda/device/ptx.cuh"
+
+namespace relay {
+
+/* What a warpgroup was given; a ring of three: the current one, the next, the one after. */
+struct alignas(16) unit_slot {
+    relay_cuda_unit unit;
+    uint32_t head;
+    uint32_t valid;
+    uint32_t unused[2];
+};
+
+#define RELAY_CUDA_RING 3
+
+/* What a packed row sees, in tokens of the segment. */
+struct row_interval {
+    uint32_t lo;
+    uint32_t hi;
+};
+
+/* What is added to a packed row's scores: slope (base 2) times the distance to `position`, relative
+ * to the segment's token 0. */
+struct row_slope {
+    float slope;
+    int position;
+};
+
+/* Small things of one warpgroup; rows by the warp that computes them. */
+struct group_memory {
+    unit_slot ring[RELAY_CUDA_RING];
+    float2 state[4][16]; /* (max, sum) of each warp's rows of a NARROW unit */
+    row_interval intervals[4][16]; /* of a MASKED unit's rows */
+};
+
+struct group_slopes {
+    row_slope rows[4][16];
+};
+
+template <typename T_, int D_, int STAGES_, bool WGMMA_> struct config {
+    using T = T_;
+    static constexpr int D = D_; /* both head dims, padded */
+    static constexpr int STAGES = STAGES_;
+    static constexpr bool WGMMA = WGMMA_;
+    static constexpr int GROUPS = WGMMA ? 2 : 1; /* warpgroups of a block */
+    static constexpr int THREADS = 128 * GROUPS;
+    static constexpr int ROWS = 64 * GROUPS; /* tokens of a stage; rows of queries */
+    static constexpr int CHUNKS = D / 8;
+    static constexpr int PLANES = D / 64;
+    static constexpr bool HALF_PLANE = D % 64 == 32;
+    static constexpr int PLANE_BYTES = ROWS * 128;
+    static constexpr int TENSOR_BYTES = ROWS * D * 2;
+    static constexpr int STAGE_BYTES = 2 * TENSOR_BYTES; /* K, V */
+    static constexpr int QUERY_OFFSET = STAGES * STAGE_BYTES;
+    static constexpr int GROUP_OFFSET = QUERY_OFFSET + TENSOR_BYTES;
+    static constexpr int SLOPE_OFFSET = GROUP_OFFSET + GROUPS * (int)sizeof(group_memory);
+    /* Softcap and ALiBi are left to the kernels without wgmma: fewer registers, less code. */
+    static constexpr bool SPECIAL = !WGMMA;
+    static constexpr int SHARED_BYTES =
+        SLOPE_OFFSET + (SPECIAL ? GROUPS * (int)sizeof(group_slopes) : 0);
+    static constexpr int COPIES = D / 16; /* 16-byte copies of a lane for 16 rows of a warp */
+    /* Longer rows stay in shared memory; their queries then cannot come one unit early. */
+    static constexpr bool QUERIES_IN_REGISTERS = D <= 128;
+    static constexpr int BLOCKS = 2 * (SHARED_BYTES + 1024) <= 228 * 1024 ? 2 : 1;
+};
+
+/* Byte offset of a row's chunk in a tile. */
+template <class C> __device__ __forceinline__ uint32_t tile_offset(uint32_t row, uint32_t chunk)
+{
+    uint32_t plane = chunk >> 3;
+    if (C::HALF_PLANE && plane == C::PLANES) {
+        return C::PLANES * C::PLANE_BYTES + row * 64 + (((chunk & 3) ^ ((row >> 1) & 3)) << 4);
+    }
+    return plane * C::PLANE_BYTES + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
+}
+
+/* Where a warp keeps float column 4 * c of row r of its NARROW result: its own 16 rows of a stage
+ * whose K and V it has used. */
+template <class C>
+__device__ __forceinline__ uint32_t result_offset(uint32_t first_row, uint32_t r, uint32_t c)
+{
+    uint32_t piece = c >> 3;
+    if (C::HALF_PLANE && piece >= 2 * C::PLANES) {
+        uint32_t q = c - 16 * C::PLANES;
+        return (q >> 2) * C::TENSOR_BYTES + C::PLANES * C::PLANE_BYTES + (first_row + r) * 64 +
+               ((q & 3) << 4);
+    }
+    return (piece & 1) * C::TENSOR_BYTES + (piece >> 1) * C::PLANE_BYTES + (first_row + r) * 128 +
+           (((c & 7) ^ ((r & 3) << 1)) << 4);
+}
+
+} // namespace relay
+
+#endif

@@ -1,0 +1,236 @@
+/* Units of 17 to 64 packed rows (WIDE, one warpgroup) or to 128 (PAIR, two that read the same
+ * tiles): a warp has 16 rows and all tokens of a tile.
+ *
+ * With wgmma the scores of the next 64 tokens are computed while the softmax of the current ones
+ * runs, so a stage is in use until the next tile's products have begun. Device code. */
+#ifndef RELAY_CUDA_DEVICE_WIDE_CUH
+#define RELAY_CUDA_DEVICE_WIDE_CUH
+
+#include "cuda/device/narrow.cuh"
+#include "cuda/device/wgmma.cuh"
+
+namespace relay {
+
+template <class C> struct wide_mma {
+    static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
+                                               uint32_t head)
+    {
+        query_registers<C> q;
+        float o[C::D / 8][4];
+        row_state st;
+        const uint32_t tiles = w.num_tiles(u);
+        const float scale = scale_of<C>(w.p);
+        const uint32_t m = w.query_row(u) + (w.lane >> 2);
+#pragma unroll
+        for (int j = 0; j < C::D / 8; j++) {
+            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
+        }
+        state_reset(st);
+        w.rows_begin(u, head);
+#pragma unroll 1
+        for (uint32_t tile = 0; tile < tiles; tile++) {
+            w.load_wait(w.ahead - 1);
+            w.group_barrier();
+            if (tile == 0) {
+                queries_begin(w, u, head, q);
+            }
+            const uint32_t stage = w.use_stage;
+            const uint32_t token = w.first_token(u) + tile * RELAY_CUDA_STEP_TOKENS;
+            w.load_more(C::STAGES);
+            w.tile_append(u, head, tile, stage);
+#pragma unroll 1
+            for (uint32_t part = 0; part < 64; part += C::D > 128 ? 32 : 64) {
+                constexpr int n = C::D > 128 ? 4 : 8;
+                float s[n][4];
+                float alpha[2];
+                scores_multiply(w, q, w.key_tile(stage), part, s);
+                scores_finish(w, u, token + part, s);
+                if (softmax(s, scale, st, alpha)) {
+                    rescale(o, alpha);
+                }
+#pragma unroll
+                for (int t = 0; t < n / 2; t++) {
+                    uint32_t a[4];
+                    weights_pack<typename C::T>(a, s, t);
+                    values_multiply(w, a, w.value_tile(stage), part + 16 * t, o);
+                }
+            }
+            w.stage_used();
+            if (tile == 0 && w.warp == 0) {
+                w.look_ahead_resolve();
+            }
+        }
+        keep_wide(w, u, head, m, o, st);
+    }
+};
+
+template <class C> struct wide_wgmma {
+    using T = typename C::T;
+
+    worker<C> &w;
+    const relay_cuda_unit &u;
+    uint32_t head;
+    bool pair;          /* a tile has two parts of 64 tokens, not one */
+    uint32_t num_parts; /* of the unit */
+    uint32_t tile;      /* whose scores were begun last */
+    float scale;
+    query_registers<C> q;
+    float o[C::D / 8][4];
+    row_state st;
+
+    __device__ __forceinline__ wide_wgmma(worker<C> &worker_, const relay_cuda_unit &unit,
+                                          uint32_t head_)
+        : w(worker_), u(unit), head(head_), pair(w.kind_of(unit) == RELAY_CUDA_PAIR), tile(0), scale(scale_of<C>(worker_.p))
+    {
+        num_parts =
+            (u.token_end - w.first_token(u) + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
+    }
+
+    __device__ __forceinline__ void tile_barrier() const
+    {
+        if (pair) {
+            barrier(0, C::THREADS);
+        } else {
+            w.group_barrier();
+        }
+    }
+
+    /* Row of the stage where a part of the tile begins. */
+    __device__ __forceinline__ uint32_t part_row(uint32_t part) const
+    {
+        return pair ? (part & 1) * 64 : w.group * 64;
+    }
+
+    __device__ __forceinline__ void scores_begin(float (&s)[8][4], uint32_t part, uint32_t stage)
+    {
+        uint32_t at = w.key_tile(stage) + part_row(part) * 128;
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < C::D / 16; k++) {
+            uint32_t from = at + k / 4 * C::PLANE_BYTES + k % 4 * 32;
+            wgmma_type<T>::scores(s, q.a[k], wgmma_tile(from, 16, 1024), k != 0);
+        }
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void values_begin(const uint32_t (&a)[4][4], uint32_t part,
+                                                 uint32_t stage)
+    {
+        uint32_t at = w.value_tile(stage) + part_row(part) * 128;
+        wgmma_fence();
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            wgmma_type<T>::values(o, a[t], wgmma_tile(at + t * 2048, C::PLANE_BYTES, 1024), 1);
+        }
+        wgmma_commit();
+    }
+
+    /* Moves on to the next tile: its copies are there, and the stage before the current one's is
+     * free. Nothing of wgmma is under way but what it waits for. */
+    __device__ __forceinline__ uint32_t tile_next()
+    {
+        /* In use or waited for: this tile, the next, and the one before, done by now. */
+        w.load_wait(w.ahead - (tile != 0 ? 3 : 2));
+        fence_proxy_async();
+        tile_barrier();
+        w.ahead -= tile != 0 ? 1 : 0;
+        tile++;
+        w.load_more(C::STAGES);
+        uint32_t stage = w.use_stage + 1 == C::STAGES ? 0 : w.use_stage + 1;
+        w.tile_append(u, head, tile, stage);
+        return stage;
+    }
+
+    /* Softmax of part i (scores in s), its product with the values, and the next part's scores.
+     * `turn`: the next part begins a tile. */
+    __device__ __forceinline__ void step(float (&s)[8][4], float (&next)[8][4], uint32_t i,
+                                         bool turn)
+    {
+        const bool more = i + 1 < num_parts;
+        const uint32_t stage = w.use_stage;
+        uint32_t stage_next = stage;
+        if (turn && more) {
+            wgmma_wait<0>();
+            wgmma_results(o);
+            stage_next = tile_next();
+        }
+        /* After the last part: the same scores again, and nobody looks at them. */
+        scores_begin(next, more ? i + 1 : i, stage_next);
+        float alpha[2];
+        uint32_t a[4][4];
+        scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
+        const bool grown = softmax(s, scale, st, alpha);
+        wgmma_wait<0>();
+        wgmma_results(o);
+        wgmma_results(next);
+        if (grown) {
+            rescale(o, alpha);
+        }
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            weights_pack<T>(a[t], s, t);
+        }
+        values_begin(a, i, stage);
+        w.use_stage = stage_next;
+    }
+
+    __device__ __forceinline__ void run()
+    {
+        float s0[8][4];
+        float s1[8][4];
+        const uint32_t m = w.query_row(u) + (w.lane >> 2);
+#pragma unroll
+        for (int j = 0; j < C::D / 8; j++) {
+            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
+        }
+        state_reset(st);
+        w.rows_begin(u, head);
+        w.load_wait(w.ahead - 1);
+        fence_proxy_async();
+        tile_barrier();
+        queries_begin(w, u, head, q);
+        w.load_more(C::STAGES);
+        w.tile_append(u, head, 0, w.use_stage);
+        scores_begin(s0, 0, w.use_stage);
+        wgmma_wait<0>();
+        wgmma_results(s0);
+#pragma unroll 1
+        for (uint32_t i = 0;; i += 2) {
+            step(s0, s1, i, !pair);
+            if (i + 1 >= num_parts) {
+                break;
+            }
+            step(s1, s0, i + 1, true);
+            if (i + 2 >= num_parts) {
+                break;
+            }
+        }
+        wgmma_wait<0>();
+        wgmma_results(o);
+        w.ahead -= tile != 0 ? 1 : 0; /* the tile before the last */
+        w.stage_used();
+        keep_wide(w, u, head, m, o, st);
+    }
+};
+
+template <class C, bool wgmma> struct wide_unit;
+
+template <class C> struct wide_unit<C, false> {
+    static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
+                                               uint32_t head)
+    {
+        wide_mma<C>::run(w, u, head);
+    }
+};
+
+template <class C> struct wide_unit<C, true> {
+    static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
+                                               uint32_t head)
+    {
+        wide_wgmma<C>(w, u, head).run();
+    }
+};
+
+} // namespace relay
+
+#endif

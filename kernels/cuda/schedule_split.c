@@ -1,0 +1,151 @@
+/* Into how many splits the tiles of a segment are cut, by cost.
+ *
+ * All tiles of a segment share its splits, so that those on the same tokens run side by side and
+ * meet them in L2. Costs are counted in steps (64 tokens of one warpgroup); the constants come from
+ * sweeps on an H200. Pure. */
+#include "cuda/schedule_internal.h"
+
+#include "core/checked.h"
+
+#define STEPS_LEAST 2u
+#define SLOT_COST   10u /* hundredths of a step */
+#define SPLITS_MOST 128u
+/* Batch-invariant splits follow from the segment's length alone. */
+#define INVARIANT_SHARED_STEPS 8u
+#define INVARIANT_OWN_STEPS    16u
+#define INVARIANT_SPLITS_MOST  16u
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What the device has to do in all, by class: shared segments and own ones. */
+struct load {
+    uint64_t steps; /* of all tiles and KV heads, in warpgroups */
+    uint64_t tiles; /* times KV heads, in warpgroups */
+};
+
+static uint32_t groups_of(uint32_t kind)
+{
+    return kind == RELAY_CUDA_PAIR ? 2 : 1;
+}
+
+static void survey(struct schedule_builder *b, struct load loads[2])
+{
+    struct schedule_split *splits = b->splits.data;
+    const struct schedule_tile *tiles = schedule_tiles(b);
+    for (uint32_t s = 0; s < b->plan->num_segments; s++) {
+        splits[s] = (struct schedule_split){0, 0, 0, RELAY_CUDA_NARROW};
+    }
+    loads[0] = loads[1] = (struct load){0, 0};
+    for (uint32_t t = 0; t < b->num_tiles; t++) {
+        const struct relay_item *item = &b->plan->items[tiles[t].item];
+        struct schedule_split *split = &splits[item->segment];
+        struct load *load = &loads[b->plan->segments[item->segment].shared ? 0 : 1];
+        uint32_t steps = schedule_steps(item);
+        split->steps = max_u32(split->steps, steps);
+        split->kind = max_u32(split->kind, tiles[t].kind);
+        split->tiles++;
+        load->steps += (uint64_t)steps * b->heads * groups_of(tiles[t].kind);
+        load->tiles += (uint64_t)b->heads * groups_of(tiles[t].kind);
+    }
+}
+
+/* The count that makes the longest warpgroup's work least: rounds of splits, their lengths, and
+ * what each more partial result costs. `units`: tiles times heads that are split alike, in
+ * warpgroups; `slots`: warpgroups. */
+static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_t least,
+                         uint32_t slot_cost)
+{
+    uint32_t most = min_u32(max_u32(steps / least, 1), SPLITS_MOST);
+    uint32_t best = 1;
+    uint64_t best_cost = UINT64_MAX;
+    for (uint32_t n = 1; n <= most; n++) {
+        uint64_t rounds = (units * n + slots - 1) / slots;
+        uint64_t merge = n == 1 ? 0 : (uint64_t)n * slot_cost;
+        uint64_t cost = rounds * (relay_ceil_div_u32(steps, n) * 100u + 100u) + merge;
+        if (cost < best_cost) {
+            best_cost = cost;
+            best = n;
+        }
+    }
+    return best;
+}
+
+static uint32_t splits_of(const struct schedule_builder *b, const struct schedule_split *split,
+                          bool shared, const struct load loads[2])
+{
+    const struct relay_cuda_tuning *tuning = b->tuning;
+    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint32_t least = tuning->steps_least != 0 ? tuning->steps_least : STEPS_LEAST;
+    uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : SLOT_COST;
+    uint32_t fixed = shared ? tuning->shared_splits : tuning->own_splits;
+    const struct load *load = &loads[shared ? 0 : 1];
+    uint32_t free_slots = slots;
+    uint64_t units;
+    if (fixed != 0) {
+        return fixed;
+    }
+    /* Few own tokens: they take their warpgroups, the prompts split over the others. */
+    if (shared && loads[1].tiles < slots / 2) {
+        free_slots = slots - (uint32_t)loads[1].tiles;
+    }
+    if (!shared && load->steps >= (uint64_t)slots * split->steps) {
+        return 1; /* enough to do without */
+    }
+    /* As if all were as long as this one: so many units of it make the same work. */
+    units = (load->steps + split->steps - 1) / split->steps;
+    return cheapest(split->steps, units, free_slots, least, slot_cost);
+}
+
+static uint32_t invariant_steps(const struct relay_plan_segment *segment)
+{
+    uint32_t steps = relay_ceil_div_u32(segment->tokens, RELAY_CUDA_STEP_TOKENS);
+    uint32_t quantum = segment->shared ? INVARIANT_SHARED_STEPS : INVARIANT_OWN_STEPS;
+    uint32_t splits = min_u32(max_u32(steps / quantum, 1), INVARIANT_SPLITS_MOST);
+    return relay_ceil_div_u32(steps, splits);
+}
+
+enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_error *err)
+{
+    struct load loads[2];
+    struct schedule_split *splits;
+    enum relay_code code = schedule_grow(&b->splits, (size_t)b->plan->num_segments + 1, err);
+    if (code != RELAY_OK) {
+        return code;
+    }
+    splits = b->splits.data;
+    survey(b, loads);
+    for (uint32_t s = 0; s < b->plan->num_segments; s++) {
+        struct schedule_split *split = &splits[s];
+        const struct relay_plan_segment *segment = &b->plan->segments[s];
+        bool invariant = b->tuning->batch_invariant;
+        /* A tile of a PAIR has two steps; who shares the launch must not show in the splits. */
+        bool even = invariant || split->kind == RELAY_CUDA_PAIR;
+        uint64_t steps;
+        if (split->tiles == 0) {
+            continue;
+        }
+        steps = invariant ? invariant_steps(segment)
+                          : relay_ceil_div_u32(split->steps,
+                                               splits_of(b, split, segment->shared, loads));
+        steps += even ? steps % 2 : 0;
+        split->tokens = (uint32_t)(steps * RELAY_CUDA_STEP_TOKENS > INT32_MAX
+                                       ? INT32_MAX / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS
+                                       : steps * RELAY_CUDA_STEP_TOKENS);
+    }
+    for (uint32_t t = 0; t < b->num_tiles; t++) {
+        struct schedule_tile *tile = &schedule_tiles(b)[t];
+        const struct relay_item *item = &b->plan->items[tile->item];
+        uint32_t tokens = splits[item->segment].tokens;
+        tile->split_first = item->token_begin / tokens;
+        tile->splits = (item->token_end - 1) / tokens - tile->split_first + 1;
+    }
+    return RELAY_OK;
+}

@@ -1,0 +1,43 @@
+/* See select.h. */
+#include "cuda/select.h"
+
+#include <string.h>
+
+static bool is_float(enum relay_dtype dtype)
+{
+    return dtype == RELAY_DTYPE_F32 || dtype == RELAY_DTYPE_F16 || dtype == RELAY_DTYPE_BF16;
+}
+
+static bool fits_device(const struct relay_cuda_traits *t, const struct relay_cuda_device *device)
+{
+    return device->capability >= t->capability_least &&
+           (t->capability_most == 0 || device->capability <= t->capability_most) &&
+           device->shared_bytes >= t->shared_bytes;
+}
+
+static bool fits_shape(const struct relay_cuda_traits *t, const struct relay_shape *shape)
+{
+    const struct relay_layer_kind *kind = &shape->kind;
+    bool special = kind->softcap > 0.0f || kind->alibi_slopes != NULL;
+    if (kind->head_dim_qk > t->head_dim_most || kind->head_dim_v > t->head_dim_most ||
+        (special && !t->special)) {
+        return false;
+    }
+    /* Queries of another type than K would have to be rounded, which costs more than it may. */
+    return t->dtype == RELAY_DTYPE_UNSPECIFIED ||
+           (shape->kv_dtype == t->dtype && shape->io_dtype == t->dtype &&
+            is_float(shape->out_dtype));
+}
+
+uint32_t relay_cuda_select(const struct relay_cuda_traits *const *traits, uint32_t num,
+                           const struct relay_shape *shape,
+                           const struct relay_cuda_device *device, const char *name)
+{
+    for (uint32_t i = 0; i < num; i++) {
+        if (fits_device(traits[i], device) && fits_shape(traits[i], shape) &&
+            (name == NULL || strcmp(name, traits[i]->name) == 0)) {
+            return i;
+        }
+    }
+    return num;
+}

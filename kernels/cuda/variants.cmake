@@ -1,0 +1,68 @@
+# The kernels: one line an instantiation, one instantiation a file, better ones first.
+#
+#   name              engine dtype dim stages  capability (least, most; 0 = no limit)
+#
+# wgmma needs sm_90a code, which runs on 9.0 alone. -DRELAY_KERNELS=<regex> builds those whose names
+# match (and the kernel for every shape), for quick work on one of them.
+set(RELAY_CUDA_VARIANTS
+  "wgmma_bf16_64     wgmma  bf16   64 6       90 90"
+  "wgmma_f16_64      wgmma  f16    64 6       90 90"
+  "wgmma_bf16_128    wgmma  bf16  128 3       90 90"
+  "wgmma_f16_128     wgmma  f16   128 3       90 90"
+  "mma_bf16_64       mma    bf16   64 4       80 0"
+  "mma_f16_64        mma    f16    64 4       80 0"
+  "mma_bf16_96       mma    bf16   96 3       80 0"
+  "mma_f16_96        mma    f16    96 3       80 0"
+  "mma_bf16_128      mma    bf16  128 2       80 0"
+  "mma_f16_128       mma    f16   128 2       80 0"
+  "mma_bf16_192      mma    bf16  192 2       80 0"
+  "mma_f16_192       mma    f16   192 2       80 0"
+  "mma_bf16_256      mma    bf16  256 2       80 0"
+  "mma_f16_256       mma    f16   256 2       80 0")
+
+set(RELAY_KERNELS "" CACHE STRING "Regular expression of the CUDA kernels to build; empty = all")
+
+# Writes the files of the variants and their table into the build tree; sets both variables.
+function(relay_cuda_generate sources table_source)
+  set(files)
+  set(KERNEL_EXTERNS "")
+  set(KERNEL_ROWS "")
+  foreach(line ${RELAY_CUDA_VARIANTS})
+    string(REGEX REPLACE " +" ";" fields "${line}")
+    list(GET fields 0 KERNEL_NAME)
+    list(GET fields 1 engine)
+    list(GET fields 2 dtype)
+    list(GET fields 3 KERNEL_DIM)
+    list(GET fields 4 KERNEL_STAGES)
+    list(GET fields 5 KERNEL_LEAST)
+    list(GET fields 6 KERNEL_MOST)
+    if(RELAY_KERNELS AND NOT KERNEL_NAME MATCHES "${RELAY_KERNELS}")
+      continue()
+    endif()
+    set(KERNEL_WGMMA false)
+    if(engine STREQUAL "wgmma")
+      set(KERNEL_WGMMA true)
+    endif()
+    set(KERNEL_TYPE __nv_bfloat16)
+    set(KERNEL_DTYPE RELAY_DTYPE_BF16)
+    if(dtype STREQUAL "f16")
+      set(KERNEL_TYPE __half)
+      set(KERNEL_DTYPE RELAY_DTYPE_F16)
+    endif()
+    set(file ${CMAKE_CURRENT_BINARY_DIR}/attend_${KERNEL_NAME}.cu)
+    configure_file(${CMAKE_CURRENT_SOURCE_DIR}/attend.cu.in ${file} @ONLY)
+    list(APPEND files ${file})
+    set(architectures ${RELAY_CUDA_GENCODE_ALL})
+    if(engine STREQUAL "wgmma")
+      set(architectures ${RELAY_CUDA_GENCODE_90A})
+    endif()
+    set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${architectures}")
+    string(APPEND KERNEL_EXTERNS
+      "extern const struct relay_cuda_kernel relay_cuda_kernel_${KERNEL_NAME};\n")
+    string(APPEND KERNEL_ROWS "    &relay_cuda_kernel_${KERNEL_NAME},\n")
+  endforeach()
+  set(table ${CMAKE_CURRENT_BINARY_DIR}/kernel_table.c)
+  configure_file(${CMAKE_CURRENT_SOURCE_DIR}/kernel_table.c.in ${table} @ONLY)
+  set(${sources} ${files} PARENT_SCOPE)
+  set(${table_source} ${table} PARENT_SCOPE)
+endfunction()
