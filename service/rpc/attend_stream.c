@@ -1,9 +1,11 @@
 /* StreamRelayAttention, the engine's road: messages in on the queue's thread, answers out from the
  * executor's through the outbox.
  *
- * One RECV is outstanding, except while more answers wait than a client should let lie: then
- * reading stops until some have left. All of a call's state here belongs to its queue's thread,
- * except the outbox and the calls in flight, which have mutexes of their own. */
+ * One RECV is always outstanding: gRPC keeps up to 16 MiB of what nobody reads. A client that sends
+ * on without reading its answers fills its outbox and is cut off. All of a call's state here
+ * belongs to its queue's thread, except the outbox and the calls in flight, which have mutexes of
+ * their own.
+ */
 #include "service/rpc/attend_stream.h"
 
 #include "service/rpc/outbox.h"
@@ -310,8 +312,8 @@ static void leave(struct attend_stream *s)
 static void receive(struct attend_stream *s)
 {
     grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
-    if (s->over || s->receiving || relayd_rpc_outbox_count(&s->outbox) >= RELAYD_RPC_OUTBOX_HIGH) {
-        return; /* sent() asks again */
+    if (s->over || s->receiving) {
+        return;
     }
     if (s->base.message != NULL) {
         grpc_byte_buffer_destroy(s->base.message);
@@ -349,17 +351,6 @@ static void received(struct relayd_rpc_tag *tag, bool ok)
     relayd_rpc_call_drop(call);
 }
 
-/* Some answers have left: goes on reading, or leaves when the status has. */
-static void sent(struct relayd_rpc_call *call)
-{
-    struct attend_stream *s = (struct attend_stream *)call;
-    if (!relayd_rpc_outbox_finished(&s->outbox)) {
-        receive(s);
-    } else if (!s->receiving && !s->over) {
-        leave(s);
-    }
-}
-
 static void start(struct relayd_rpc_call *call)
 {
     struct attend_stream *s = (struct attend_stream *)call;
@@ -368,7 +359,7 @@ static void start(struct relayd_rpc_call *call)
         s->mutex_made = true;
     }
     relayd_rpc_tag_init(&s->received, call, received);
-    relayd_rpc_outbox_init(&s->outbox, call, sent);
+    relayd_rpc_outbox_init(&s->outbox, call);
     s->session = NULL;
     s->stream = NULL;
     s->plane_reason = "";

@@ -5,15 +5,13 @@
 
 static void sent(struct relayd_rpc_tag *tag, bool ok);
 
-void relayd_rpc_outbox_init(struct relayd_rpc_outbox *outbox, struct relayd_rpc_call *call,
-                            void (*on_sent)(struct relayd_rpc_call *call))
+void relayd_rpc_outbox_init(struct relayd_rpc_outbox *outbox, struct relayd_rpc_call *call)
 {
     if (!outbox->mutex_made) {
         pthread_mutex_init(&outbox->mutex, NULL);
         outbox->mutex_made = true;
     }
     outbox->call = call;
-    outbox->on_sent = on_sent;
     relayd_rpc_tag_init(&outbox->sent, call, sent);
     outbox->head = 0;
     outbox->count = 0;
@@ -98,7 +96,6 @@ static void sent(struct relayd_rpc_tag *tag, bool ok)
     }
     pump(outbox);
     pthread_mutex_unlock(&outbox->mutex);
-    outbox->on_sent(call);
     relayd_rpc_call_drop(call);
 }
 
@@ -109,7 +106,7 @@ static void put(struct relayd_rpc_outbox *outbox, grpc_byte_buffer *message)
         grpc_byte_buffer_destroy(message);
         return;
     }
-    if (outbox->count == RELAYD_RPC_OUTBOX_MAX) { /* reading should have stopped long before */
+    if (outbox->count == RELAYD_RPC_OUTBOX_MAX) {
         grpc_byte_buffer_destroy(message);
         throw_away(outbox);
         grpc_call_cancel_with_status(outbox->call->call, GRPC_STATUS_RESOURCE_EXHAUSTED,
@@ -164,20 +161,4 @@ void relayd_rpc_outbox_abandon(struct relayd_rpc_outbox *outbox)
     pthread_mutex_lock(&outbox->mutex);
     throw_away(outbox);
     pthread_mutex_unlock(&outbox->mutex);
-}
-
-uint32_t relayd_rpc_outbox_count(struct relayd_rpc_outbox *outbox)
-{
-    pthread_mutex_lock(&outbox->mutex);
-    uint32_t count = outbox->count;
-    pthread_mutex_unlock(&outbox->mutex);
-    return count;
-}
-
-bool relayd_rpc_outbox_finished(struct relayd_rpc_outbox *outbox)
-{
-    pthread_mutex_lock(&outbox->mutex);
-    bool finished = outbox->finished;
-    pthread_mutex_unlock(&outbox->mutex);
-    return finished;
 }

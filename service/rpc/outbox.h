@@ -9,14 +9,13 @@
 
 #include "service/rpc/server.h"
 
-/* At most 64 calls in flight, and as many refusals and answers before reading stops, and some. */
-#define RELAYD_RPC_OUTBOX_MAX  160u
-#define RELAYD_RPC_OUTBOX_HIGH 64u /* from here on a stream stops reading */
+/* At most 64 calls in flight and 16 steps; a client that lets more answers lie sends what it must
+ * not. */
+#define RELAYD_RPC_OUTBOX_MAX 160u
 
 struct relayd_rpc_outbox {
     struct relayd_rpc_call *call;
     struct relayd_rpc_tag sent;
-    void (*on_sent)(struct relayd_rpc_call *call); /* queue's thread, after each batch */
 
     pthread_mutex_t mutex; /* guards what follows */
     bool mutex_made;
@@ -29,13 +28,12 @@ struct relayd_rpc_outbox {
     struct relay_error final;
 };
 
-void relayd_rpc_outbox_init(struct relayd_rpc_outbox *outbox, struct relayd_rpc_call *call,
-                            void (*on_sent)(struct relayd_rpc_call *call));
+void relayd_rpc_outbox_init(struct relayd_rpc_outbox *outbox, struct relayd_rpc_call *call);
 /* Of one use, then of the object. */
 void relayd_rpc_outbox_fini(struct relayd_rpc_outbox *outbox);
 void relayd_rpc_outbox_destroy(struct relayd_rpc_outbox *outbox);
 
-/* Takes over the message. */
+/* Takes over the message. When there is no room the call is cancelled, RESOURCE_EXHAUSTED. */
 void relayd_rpc_outbox_push(struct relayd_rpc_outbox *outbox, grpc_byte_buffer *message);
 /* One message will come by push_announced. */
 void relayd_rpc_outbox_announce(struct relayd_rpc_outbox *outbox);
@@ -45,8 +43,5 @@ void relayd_rpc_outbox_push_announced(struct relayd_rpc_outbox *outbox, grpc_byt
 void relayd_rpc_outbox_finish(struct relayd_rpc_outbox *outbox, const struct relay_error *error);
 /* Nobody reads any more. */
 void relayd_rpc_outbox_abandon(struct relayd_rpc_outbox *outbox);
-
-uint32_t relayd_rpc_outbox_count(struct relayd_rpc_outbox *outbox);
-bool relayd_rpc_outbox_finished(struct relayd_rpc_outbox *outbox);
 
 #endif
