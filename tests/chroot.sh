@@ -110,6 +110,7 @@ done < <(env | grep -E '^(PIP_[A-Z_]+|(http|https|ftp|all|no)_proxy|(HTTP|HTTPS|
 # A certificate store of the machine's own, under a name that no package of the fresh one writes.
 certificates=${PIP_CERT:-${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}}
 if [ -e "$certificates" ]; then
+  mkdir -p "$fresh/etc/ssl"
   cp -L "$certificates" "$fresh/etc/ssl/machine.crt"
   for name in PIP_CERT SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE; do
     settings+=("$name=/etc/ssl/machine.crt")
