@@ -236,6 +236,8 @@ static void take_begin(struct attend_stream *s, const struct relay_wire_begin *b
     err.code = relayd_rpc_check_entries(&begin->entries, &field, &err);
     if (err.code == RELAY_OK) {
         err.code = relayd_stream_begin(s->stream, &desc, &kv_tokens_free, &errors, &err);
+    } else {
+        relayd_stream_refuse(s->stream, begin->step_id, &err);
     }
     push_begun(s, begin->step_id, &err, &errors, kv_tokens_free);
 }
@@ -401,11 +403,23 @@ void relayd_rpc_attend_streams_init(struct relayd_rpc_attend_streams *streams)
 {
     pthread_mutex_init(&streams->mutex, NULL);
     streams->first = NULL;
+    streams->draining = false;
 }
 
 void relayd_rpc_attend_streams_fini(struct relayd_rpc_attend_streams *streams)
 {
     pthread_mutex_destroy(&streams->mutex);
+}
+
+/* Under the list's mutex. */
+static void push_drain(struct attend_stream *s)
+{
+    Relay__V1__StreamResponse response = RELAY__V1__STREAM_RESPONSE__INIT;
+    Relay__V1__Drain drain = RELAY__V1__DRAIN__INIT;
+    drain.deadline_ms = s->base.rpc->attend_streams.deadline_ms;
+    response.message_case = RELAY__V1__STREAM_RESPONSE__MESSAGE_DRAIN;
+    response.drain = &drain;
+    push_message(s, &response);
 }
 
 static void list(struct attend_stream *s)
@@ -419,6 +433,9 @@ static void list(struct attend_stream *s)
         s->next->prev = s;
     }
     streams->first = s;
+    if (streams->draining) {
+        push_drain(s);
+    }
     pthread_mutex_unlock(&streams->mutex);
 }
 
@@ -443,14 +460,11 @@ static void unlist(struct attend_stream *s)
 void relayd_rpc_attend_streams_drain(struct relayd_rpc_attend_streams *streams,
                                      uint32_t deadline_ms)
 {
-    Relay__V1__StreamResponse response = RELAY__V1__STREAM_RESPONSE__INIT;
-    Relay__V1__Drain drain = RELAY__V1__DRAIN__INIT;
-    drain.deadline_ms = deadline_ms;
-    response.message_case = RELAY__V1__STREAM_RESPONSE__MESSAGE_DRAIN;
-    response.drain = &drain;
     pthread_mutex_lock(&streams->mutex);
+    streams->draining = true;
+    streams->deadline_ms = deadline_ms;
     for (struct attend_stream *s = streams->first; s != NULL; s = s->next) {
-        push_message(s, &response);
+        push_drain(s);
     }
     pthread_mutex_unlock(&streams->mutex);
 }
