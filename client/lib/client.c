@@ -1,6 +1,7 @@
 /* The client object: connection, server info, health. */
 #include "client_internal.h"
 
+#include <grpc/grpc_posix.h>
 #include <grpc/grpc_security.h>
 #include <grpc/health/v1/health.pb-c.h>
 #include <relay/v1/relay.pb-c.h>
@@ -27,39 +28,64 @@ static grpc_arg arg_int(const char *key, uint32_t value)
                       .value.integer = value > INT32_MAX ? INT32_MAX : (int)value};
 }
 
-enum relay_code relay_client_channel(const struct relay_client *client, grpc_channel **out,
-                                     struct relay_error *err)
+#define CHANNEL_ARGS_MAX 12u
+
+/* What all our channels have; how many. */
+static size_t channel_args(const struct relay_client_options *o, grpc_arg *args)
 {
-    const struct relay_client_options *o = &client->options;
-    grpc_arg args[16];
     size_t n = 0;
     args[n++] = arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, o->receive_bytes_max);
     args[n++] = arg_int(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, INT32_MAX);
     /* Repeats are ours, and core's cost latency. */
     args[n++] = arg_int(GRPC_ARG_ENABLE_RETRIES, 0);
-    /* Channels with equal arguments would share one connection, uploads with calls. */
-    args[n++] = arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    /* Core waits a second before it tries a dead server again; relay_backoff decides that here. */
-    args[n++] = arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, o->backoff_ms_min);
-    args[n++] = arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, o->backoff_ms_max);
-    /* An answer of a few hundred KiB in a few large reads. */
-    args[n++] = arg_int(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, LOOKAHEAD_BYTES);
-    args[n++] = arg_int(GRPC_ARG_TCP_READ_CHUNK_SIZE, READ_CHUNK_BYTES);
-    args[n++] = arg_int(GRPC_ARG_TCP_MIN_READ_CHUNK_SIZE, READ_CHUNK_BYTES);
-    args[n++] = arg_int(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, READ_CHUNK_BYTES_MAX);
     if (o->keepalive_time_ms > 0) {
         args[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIME_MS, o->keepalive_time_ms);
         args[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, o->keepalive_timeout_ms);
         args[n++] = arg_int(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
         args[n++] = arg_int(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     }
-    const grpc_channel_args channel_args = {n, args};
+    return n;
+}
+
+enum relay_code relay_client_channel(const struct relay_client *client, grpc_channel **out,
+                                     struct relay_error *err)
+{
+    const struct relay_client_options *o = &client->options;
+    grpc_arg args[CHANNEL_ARGS_MAX];
+    size_t n = channel_args(o, args);
+    /* Channels with equal arguments would share one connection, uploads with calls. */
+    args[n++] = arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    /* Core waits a second before it tries a dead server again; relay_backoff decides that here. */
+    args[n++] = arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, o->backoff_ms_min);
+    args[n++] = arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, o->backoff_ms_max);
+    const grpc_channel_args all = {n, args};
     grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
-    grpc_channel *channel = grpc_channel_create(client->target, credentials, &channel_args);
+    grpc_channel *channel = grpc_channel_create(client->target, credentials, &all);
     grpc_channel_credentials_release(credentials);
     if (channel == NULL) {
         return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "target: gRPC takes no \"%.100s\"",
                           client->target);
+    }
+    *out = channel;
+    return RELAY_OK;
+}
+
+enum relay_code relay_client_channel_of(const struct relay_client *client, int fd,
+                                        grpc_channel **out, struct relay_error *err)
+{
+    grpc_arg args[CHANNEL_ARGS_MAX];
+    size_t n = channel_args(&client->options, args);
+    args[n++] = (grpc_arg){
+        .type = GRPC_ARG_STRING,
+        .key = (char *)(uintptr_t)GRPC_ARG_DEFAULT_AUTHORITY,
+        .value.string = (char *)(uintptr_t)relay_target_authority(client->target),
+    };
+    const grpc_channel_args all = {n, args};
+    grpc_channel_credentials *credentials = grpc_insecure_credentials_create();
+    grpc_channel *channel = grpc_channel_create_from_fd(client->target, fd, credentials, &all);
+    grpc_channel_credentials_release(credentials);
+    if (channel == NULL) {
+        return RELAY_FAIL(err, RELAY_INTERNAL, "gRPC takes no connected socket");
     }
     *out = channel;
     return RELAY_OK;

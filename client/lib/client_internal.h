@@ -60,6 +60,16 @@ struct relay_client {
 /* lib/target.c: the target as gRPC wants it, malloc'd. INVALID_ARGUMENT. */
 RELAY_MUST_CHECK enum relay_code relay_target_parse(const char *target, char **out,
                                                     struct relay_error *err);
+/* "host:port" as the server is called; part of the target. */
+const char *relay_target_authority(const char *target);
+/* lib/connect.c: a connected socket, the caller's. Blocks until deadline_us. UNAVAILABLE. */
+RELAY_MUST_CHECK enum relay_code relay_connect(const char *target, uint64_t deadline_us, int *fd,
+                                               struct relay_error *err);
+/* A channel over a connected socket, which it takes over, also on failure; it never connects again.
+ */
+RELAY_MUST_CHECK enum relay_code relay_client_channel_of(const struct relay_client *client, int fd,
+                                                         grpc_channel **out,
+                                                         struct relay_error *err);
 /* A connection of its own; the caller destroys it. */
 RELAY_MUST_CHECK enum relay_code relay_client_channel(const struct relay_client *client,
                                                       grpc_channel **out, struct relay_error *err);

@@ -2,9 +2,12 @@
  * the thread that pumps lets go of it while it sleeps in the completion queue. */
 #include "link_internal.h"
 
-#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 #define STREAM_PATH "/relay.v1.RelayAttention/StreamRelayAttention"
 /* How long to sleep at a time for what nobody announces: gRPC letting go of memory. */
@@ -27,6 +30,7 @@ enum relay_code relay_link_create(struct relay_session *session, uint32_t spin_u
     pthread_mutex_init(&link->mutex, NULL);
     link->session = session;
     link->spin_us = spin_us;
+    link->fd = -1;
     *out = link;
     return RELAY_OK;
 }
@@ -34,6 +38,12 @@ enum relay_code relay_link_create(struct relay_session *session, uint32_t spin_u
 /* Closes stream and connection and forgets what was under way; what was not answered waits. */
 static void take_down(struct relay_link *link)
 {
+    /* A write that the peer does not take would keep gRPC, and the caller's memory, for long. */
+    if (link->fd >= 0) {
+        shutdown(link->fd, SHUT_RDWR);
+        close(link->fd);
+        link->fd = -1;
+    }
     relay_stream_close(link->stream);
     if (link->channel != NULL) {
         grpc_channel_destroy(link->channel);
@@ -82,37 +92,80 @@ void relay_link_destroy(struct relay_link *link)
 
 /* ---- connecting and breaking ---- */
 
-void relay_link_connect(struct relay_link *link)
+/* Worth another try with the same bytes: the connection's fault, or another stream of the session
+ * that was late (ABORTED: an attempt of ours that a proxy held up may take over after its heir). */
+static bool may_pass(enum relay_code code)
+{
+    return code == RELAY_UNAVAILABLE || code == RELAY_ABORTED || code == RELAY_CANCELLED ||
+           code == RELAY_UNKNOWN;
+}
+
+/* Another try later, or no more: then what waits fails. */
+static void failed_once(struct relay_link *link, enum relay_code code,
+                        const struct relay_error *why)
+{
+    const struct relay_client_options *options = &link->session->client->options;
+    link->retry_us = relay_now_us() + relay_backoff_us(options, link->attempts);
+    if (may_pass(code) && link->attempts < options->retries_max) {
+        link->attempts++;
+    } else {
+        link->attempts = 0;
+        relay_link_fail(link, why);
+    }
+    relay_link_wake(link);
+}
+
+/* Is there something to connect for, and is it time to? */
+static bool connect_is_due(const struct relay_link *link)
+{
+    return link->stream == NULL && !link->asking && link->lost.code == RELAY_OK &&
+           (link->steps != NULL || link->oldest != NULL) && relay_now_us() >= link->retry_us;
+}
+
+/* A stream over the connected socket, and Attach on its way. */
+static enum relay_code attach(struct relay_link *link, int fd, struct relay_error *err)
 {
     struct relay_session *session = link->session;
-    struct relay_client *client = session->client;
     struct relay_wire_stream_request request = {
         .kind = RELAY_WIRE_STREAM_ATTACH,
         .attach = {.session_bytes = sizeof(session->token)},
     };
-    struct relay_error err;
-    if (link->stream != NULL || link->asking || link->lost.code != RELAY_OK ||
-        (link->steps == NULL && link->oldest == NULL) || relay_now_us() < link->retry_us) {
-        return;
+    link->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (link->fd < 0) {
+        close(fd);
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no file descriptor for a connection");
     }
-    enum relay_code code = relay_client_channel(client, &link->channel, &err);
+    enum relay_code code = relay_client_channel_of(session->client, fd, &link->channel, err);
     if (code == RELAY_OK) {
-        code = relay_stream_open(client, link->channel, STREAM_PATH, &link->stream, &err);
+        code = relay_stream_open(session->client, link->channel, STREAM_PATH, &link->stream, err);
     }
     if (code == RELAY_OK) {
-        for (size_t i = 0; i < sizeof(session->token); i++) {
-            request.attach.session[i] = session->token[i];
-        }
+        memcpy(request.attach.session, session->token, sizeof(session->token));
         code = relay_stream_send(link->stream,
                                  relay_wire_stream_request_encode(&request, grpc_empty_slice(),
                                                                   grpc_empty_slice(),
                                                                   grpc_empty_slice()),
-                                 &err);
+                                 err);
+    }
+    return code;
+}
+
+/* Blocks, without the mutex, as the one who pumps. */
+static void connect_now(struct relay_link *link, uint64_t deadline_us)
+{
+    struct relay_error err;
+    int fd = -1;
+    link->pumping = true;
+    pthread_mutex_unlock(&link->mutex);
+    enum relay_code code = relay_connect(link->session->client->target, deadline_us, &fd, &err);
+    pthread_mutex_lock(&link->mutex);
+    link->pumping = false;
+    if (code == RELAY_OK) {
+        code = attach(link, fd, &err);
     }
     if (code != RELAY_OK) {
         take_down(link);
-        relay_link_fail(link, &err);
-        link->retry_us = relay_now_us() + relay_backoff_us(&client->options, link->attempts++);
+        failed_once(link, code, &err);
     }
 }
 
@@ -139,41 +192,29 @@ void relay_link_lose(struct relay_link *link, const struct relay_error *why)
     relay_link_fail(link, why);
 }
 
-/* Worth another try with the same bytes: the connection's fault, or another stream of the session
- * that was late (ABORTED: an attempt of ours that a proxy held up may take over after its heir). */
-static bool may_pass(enum relay_code code)
-{
-    return code == RELAY_OK || code == RELAY_UNAVAILABLE || code == RELAY_ABORTED ||
-           code == RELAY_CANCELLED || code == RELAY_UNKNOWN;
-}
-
 void relay_link_broken(struct relay_link *link)
 {
-    const struct relay_client_options *options = &link->session->client->options;
     struct relay_error err = {.code = RELAY_OK};
     enum relay_code code = relay_stream_status(link->stream, &err);
-    const bool wanted = link->cut || (link->half_closed && code == RELAY_OK);
+    const bool wanted =
+        link->lost.code != RELAY_OK || link->cut || (link->half_closed && code == RELAY_OK);
     if (link->unreadable.code != RELAY_OK) {
         err = link->unreadable;
         code = err.code;
         link->unreadable.code = RELAY_OK;
+    } else if (code == RELAY_OK) {
+        code = RELAY_FAIL(&err, RELAY_UNAVAILABLE, "the server ended the stream");
     }
     take_down(link);
-    if (link->lost.code != RELAY_OK || wanted) {
+    if (wanted) {
         link->retry_us = 0;
+        relay_link_wake(link);
     } else if (code == RELAY_NOT_FOUND) {
         link->asking = true; /* pump finds out why */
-    } else if (may_pass(code) && link->attempts < options->retries_max) {
-        link->retry_us = relay_now_us() + relay_backoff_us(options, link->attempts++);
+        relay_link_wake(link);
     } else {
-        if (code == RELAY_OK) {
-            (void)RELAY_FAIL(&err, RELAY_UNAVAILABLE, "the server ended the stream");
-        }
-        link->retry_us = relay_now_us() + relay_backoff_us(options, link->attempts);
-        link->attempts = 0;
-        relay_link_fail(link, &err);
+        failed_once(link, code, &err);
     }
-    relay_link_wake(link);
 }
 
 /* The server does not know the session: because it has restarted, or because the session ended? */
@@ -243,7 +284,10 @@ static void pump(struct relay_link *link, uint64_t deadline_us)
         ask_why(link);
         return;
     }
-    relay_link_connect(link);
+    if (connect_is_due(link)) {
+        connect_now(link, deadline_us);
+        return;
+    }
     if (link->stream != NULL && relay_stream_over(link->stream)) {
         relay_link_broken(link);
         return;
@@ -306,7 +350,6 @@ static bool nothing_is_sent(struct relay_link *link)
 static void push(struct relay_link *link)
 {
     grpc_event event;
-    relay_link_connect(link);
     while (link->stream != NULL && !link->pumping && nothing_is_sent(link) &&
            !relay_stream_over(link->stream) &&
            relay_stream_next(link->stream, gpr_inf_past(GPR_CLOCK_MONOTONIC), &event)) {
@@ -438,6 +481,7 @@ static void give_up(struct relay_link *link, struct relay_step_call *call)
         /* It lies in a buffer of the connection, and nobody knows for how long. */
         link->cut = true;
         relay_stream_cancel(link->stream);
+        shutdown(link->fd, SHUT_RDWR);
     }
     wait_slices(link, call);
     if (call->state == RELAY_LINK_CALL_DONE) {

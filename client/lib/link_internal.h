@@ -14,7 +14,8 @@ struct relay_link {
     uint32_t waiters; /* on changed */
     bool pumping;     /* one thread is in the completion queue or sleeps, without the mutex */
 
-    grpc_channel *channel; /* of its own: destroying it takes caller's memory back from gRPC */
+    int fd; /* the connection's socket: shutting it down takes callers' memory back from gRPC */
+    grpc_channel *channel;
     struct relay_stream *stream; /* NULL = down */
     bool attached;
     bool cut; /* cancelled from here: no failure */
@@ -46,8 +47,6 @@ void relay_link_call_done(struct relay_link *link, struct relay_step_call *call,
 
 /* ---- link.c ---- */
 
-/* Starts to connect, if there is no stream and it is time; does not block. */
-void relay_link_connect(struct relay_link *link);
 /* The stream is over: takes it down and decides what becomes of what was under way. */
 void relay_link_broken(struct relay_link *link);
 /* Wakes those who wait on changed. */
