@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from relay._library import call, ffi, lib, options
 from relay.dtypes import DType, DTypeLike, as_dtype
-from relay.errors import FailedPrecondition, InvalidArgument
+from relay.errors import FailedPrecondition, InvalidArgument, NotFound
 from relay.model import CModel, Model
 from relay.prompts import Layers, fill_kv, source_dtype
 from relay.step import Part, Sharing, Step
@@ -79,6 +79,14 @@ class Session:
         """The server is going away: end the steps and open a session elsewhere."""
         return bool(lib().relay_session_draining(self.handle()))
 
+    def alive(self) -> bool:
+        """Whether the server still knows the session; renews its lease. Raises Unavailable."""
+        try:
+            call("relay_requests_close", self.handle(), ffi.new("uint64_t[]", [0]), 1)
+        except (NotFound, FailedPrecondition):
+            return False
+        return True
+
     # ---- requests
 
     def request(
@@ -124,8 +132,8 @@ class Session:
         keep = [ffi.new("char[]", variant.encode()), ffi.new("char[]", content_key)]
         for c, prompt_id in zip(c_options, prompt_ids, strict=True):
             c.size = size
-            c.prompt_id = ffi.new("char[]", (prompt_id or "").encode())
-            keep.append(c.prompt_id)
+            keep.append(ffi.new("char[]", (prompt_id or "").encode()))
+            c.prompt_id = keep[-1]
             c.variant = keep[0]
             c.generation = generation
             if content_key:
