@@ -129,6 +129,7 @@ enum relay_code relay_requests_get(struct relay_session *session, const uint64_t
     relay_wire_arena_init(&arena);
     Relay__V1__GetRequestsRequest request = RELAY__V1__GET_REQUESTS_REQUEST__INIT;
     ProtobufCMessage *response = NULL;
+    relay_wire_arena_grant_messages(&arena, n, &relay__v1__request_state__descriptor);
     request.session = token(session);
     request.n_handles = n;
     request.handles = (uint64_t *)(uintptr_t)requests;

@@ -5,6 +5,8 @@
 
 _Static_assert(alignof(max_align_t) <= RELAY_WIRE_ARENA_ALIGN, "arena memory fits any type");
 #define BLOCK_BYTES ((size_t)4096)
+/* What protobuf-c notes about a member before it reads it, in arrays that double. */
+#define SCANNED_BYTES ((size_t)2 * 40)
 
 struct relay_wire_block {
     struct relay_wire_block *next;
@@ -46,6 +48,14 @@ void relay_wire_arena_fini(struct relay_wire_arena *arena)
 void relay_wire_arena_grant(struct relay_wire_arena *arena, size_t bytes)
 {
     arena->bytes_max = bytes > SIZE_MAX - arena->bytes_max ? SIZE_MAX : arena->bytes_max + bytes;
+}
+
+void relay_wire_arena_grant_messages(struct relay_wire_arena *arena, size_t n,
+                                     const ProtobufCMessageDescriptor *descriptor)
+{
+    size_t each =
+        descriptor->sizeof_message + sizeof(void *) + SCANNED_BYTES + 2 * RELAY_WIRE_ARENA_ALIGN;
+    relay_wire_arena_grant(arena, n > SIZE_MAX / each ? SIZE_MAX : n * each);
 }
 
 void *relay_wire_arena_alloc(struct relay_wire_arena *arena, size_t bytes)

@@ -33,6 +33,10 @@ void relay_wire_arena_init(struct relay_wire_arena *arena);
 void relay_wire_arena_fini(struct relay_wire_arena *arena);
 /* Lets it give bytes more. */
 void relay_wire_arena_grant(struct relay_wire_arena *arena, size_t bytes);
+/* Lets it give what n repeated submessages take, however short they are on the wire: a message may
+ * bring as many as its limit says. */
+void relay_wire_arena_grant_messages(struct relay_wire_arena *arena, size_t n,
+                                     const ProtobufCMessageDescriptor *descriptor);
 /* Aligned for any type; NULL when it would go past the grant or memory is out. */
 void *relay_wire_arena_alloc(struct relay_wire_arena *arena, size_t bytes);
 

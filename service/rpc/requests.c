@@ -236,6 +236,7 @@ static const struct relayd_rpc_unary_spec open_spec = {
     .request = &relay__v1__open_requests_request__descriptor,
     .response = &relay__v1__open_requests_response__descriptor,
     .handle = open_requests,
+    .entries = &relay__v1__open_request__descriptor,
     .slow = true,
 };
 static const struct relayd_rpc_unary_spec get_spec = {

@@ -21,6 +21,12 @@ static enum relay_code handle(struct relayd_rpc_unary *unary, grpc_byte_buffer *
     if (code != RELAY_OK) {
         return code;
     }
+    if (spec->entries != NULL) {
+        relay_wire_arena_grant_messages(
+            &unary->arena,
+            relayd_sessions_limits(unary->base.rpc->opt.sessions)->requests_per_session_max,
+            spec->entries);
+    }
     if (spec->lenient) {
         code = relay_wire_unpack_response(&view, relay_wire_whole(&view), spec->request,
                                           &unary->arena, &request, err);

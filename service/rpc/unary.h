@@ -28,6 +28,9 @@ struct relayd_rpc_unary_spec {
     const ProtobufCMessageDescriptor *request;
     const ProtobufCMessageDescriptor *response;
     relayd_rpc_handler_fn handle;
+    /* Submessages of which a request may bring as many as a session may have requests; NULL = none.
+     */
+    const ProtobufCMessageDescriptor *entries;
     bool slow;    /* may take long or wait: not on the queue's thread */
     bool lenient; /* unknown fields pass: services that are not ours */
 };

@@ -212,6 +212,31 @@ static void test_requests_tell_their_state(void)
     close_fixture(&f);
 }
 
+/* Their entries are a few bytes each on the wire, and ten times that in memory. */
+static void test_as_many_requests_as_a_session_may_have(void)
+{
+    enum { N = 4096 - GOLDEN_REQUESTS };
+    static struct relay_request_options options[N + 1];
+    static struct relay_request opened[N + 1], state[N];
+    static uint64_t handles[N];
+    struct fixture f;
+    open_fixture(&f);
+    CHECK_STILL();
+    for (uint32_t i = 0; i < N + 1; i++) {
+        options[i] = (struct relay_request_options)RELAY_REQUEST_OPTIONS_INIT;
+    }
+    CHECK_CODE(relay_requests_open(f.session, options, N + 1, opened, &err),
+               RELAY_RESOURCE_EXHAUSTED);
+    CHECK_OK(relay_requests_open(f.session, options, N, opened, &err), err);
+    for (uint32_t i = 0; i < N; i++) {
+        handles[i] = opened[i].handle;
+    }
+    CHECK_OK(relay_requests_get(f.session, handles, N, state, &err), err);
+    CHECK_EQ(state[N - 1].handle, handles[N - 1]);
+    CHECK_OK(relay_requests_close(f.session, handles, N, &err), err);
+    close_fixture(&f);
+}
+
 /* Bad input gets its code and the server's words, and the next good step the same bits. */
 static void test_mistakes_change_nothing(void)
 {
@@ -469,6 +494,7 @@ int main(void)
     CHECK_RUN(test_steps_in_every_way);
     CHECK_RUN(test_a_step_of_several_tokens);
     CHECK_RUN(test_requests_tell_their_state);
+    CHECK_RUN(test_as_many_requests_as_a_session_may_have);
     CHECK_RUN(test_mistakes_change_nothing);
     CHECK_RUN(test_an_older_step_is_aborted);
     CHECK_RUN(test_keepalive_keeps_an_idle_lease);
