@@ -4,21 +4,22 @@
 # Usage: tests/run.sh [--quick | --full] [--only STEP]... [--no-deps] [--inside-chroot]
 #   --quick          the release build's tests only
 #   --full           also what takes long: every conformance shape, the whole suite in the chroot
-#   --only STEP      one step (may be given again): deps release dev tsan fuzz python quickstart
+#   --only STEP      one step (may be given again): deps python release dev tsan fuzz quickstart
 #                    chroot conformance
 #   --no-deps        install nothing
 #   --inside-chroot  leave out what cannot run inside itself
 #
-# Steps: deps installs what is missing; release, dev (ASan, UBSan) and tsan build in build/STEP and
-# run ctest; fuzz fuzzes briefly; python is a standard gRPC client in a fresh venv; quickstart is the
-# README's other command; chroot runs both commands on a fresh Debian in a folder (needs root).
-# conformance, with --full only, is the suite on the cpu backend with the shapes that take minutes each.
+# Steps: deps installs what is missing; python runs the standard gRPC clients in a virtual
+# environment, which later steps use too; release, dev (ASan, UBSan) and tsan build in build/STEP and
+# run ctest; fuzz fuzzes briefly; quickstart is the README's other command; chroot runs both commands
+# on a fresh Debian in a folder (needs root); conformance, with --full only, is the suite on the cpu
+# backend with the shapes that take minutes each.
 # A step that cannot run says why and counts as one skipped. Each step's log is build/logs/STEP.log.
 # Exit code: 0 nothing failed, 1 something did, 64 bad arguments.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
-usual_steps="deps release dev tsan fuzz python quickstart chroot"
+usual_steps="deps python release dev tsan fuzz quickstart chroot"
 all_steps="$usual_steps conformance"
 mode=normal
 inside=no
@@ -42,7 +43,7 @@ while [ $# -gt 0 ]; do
     shift
     ;;
   *)
-    sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,18s/^# \{0,1\}//p' "$0" >&2
     exit 64
     ;;
   esac
@@ -100,7 +101,10 @@ run_ctest() { # PRESET CTEST_ARGUMENTS...
   [ "$code" -eq 0 ] || [ "$bad" -gt 0 ]
 }
 build() { # PRESET: configures and builds build/PRESET
-  cmake --preset "$1" && cmake --build --preset "$1" -j "$jobs"
+  local python
+  python=$(ls -td "$PWD"/build/release/python-venv-*/ready 2>/dev/null | head -n 1)
+  cmake --preset "$1" ${python:+"-DRELAY_TEST_PYTHON=${python%/ready}/bin/python"} &&
+    cmake --build --preset "$1" -j "$jobs"
 }
 
 step_deps() {

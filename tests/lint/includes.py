@@ -65,11 +65,14 @@ def check_include(root, path, name):
 
 
 def linked_rooms(root, path):
-    """The rooms a CMakeLists.txt builds: its own folder's, and those below without one of theirs."""
+    """The rooms a CMakeLists.txt builds or joins: its own folder's, and those below that have none of
+    their own; all those below where the folder is no room itself."""
     folder = os.path.dirname(path)
-    below = [room for room in rooms.ROOMS if room.startswith(folder + "/") and
-             not os.path.exists(os.path.join(root, room, "CMakeLists.txt"))]
-    return below + ([folder] if folder in rooms.ROOMS else [])
+    below = [room for room in rooms.ROOMS if room.startswith(folder + "/")]
+    if folder not in rooms.ROOMS:
+        return below
+    return [folder] + [room for room in below
+                       if not os.path.exists(os.path.join(root, room, "CMakeLists.txt"))]
 
 
 def check_links(root, path):
