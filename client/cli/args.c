@@ -37,12 +37,24 @@
     X(idle_ttl_ms, "MS", BIT(REGISTER) | BIT(UPDATE), "without use until it goes (0: server's)")   \
     X(touch, NULL, BIT(UPDATE), "counts as a use")                                                 \
     X(label, "KEY=VALUE", BIT(REGISTER), "a note on the prompt; may be given again")               \
-    X(sharing, "HOW", BIT(ATTEND),                                                                 \
-      "auto (the default), always or never read a prompt once a batch")                            \
-    X(batch, "N", BIT(ATTEND), "requests at once; the recorded ones are repeated to fill it")      \
+    X(sharing, "HOW", BIT(ATTEND) | BIT(BENCH),                                                    \
+      "auto, always or never read a prompt once a batch (attend: auto; bench: auto and never)")    \
+    X(batch, "N", BIT(ATTEND) | BIT(BENCH),                                                        \
+      "requests at once (attend: as recorded, repeated to fill it; bench: of a session, 64)")      \
     X(measure, "N", BIT(ATTEND), "then time relay against plain, N interleaved rounds")            \
     X(out_tolerance, "X", BIT(ATTEND), "largest error of out, relative above 1 (2e-5)")            \
-    X(lse_tolerance, "X", BIT(ATTEND), "the same for LSE (2e-5)")
+    X(lse_tolerance, "X", BIT(ATTEND), "the same for LSE (2e-5)")                                  \
+    X(heads, "Q/KV", BIT(BENCH), "query and KV heads (32/8)")                                      \
+    X(head_dim, "D", BIT(BENCH), "elements of a head (128)")                                       \
+    X(prompt, "S", BIT(BENCH), "tokens of the prompt (2048)")                                      \
+    X(context, "C", BIT(BENCH), "tokens of each request's own (128)")                              \
+    X(layers, "L", BIT(BENCH), "layers of a step (8)")                                             \
+    X(sessions, "N", BIT(BENCH), "engines, each with a thread and a connection (2)")               \
+    X(dtype, "TYPE", BIT(BENCH), "f32, f16 or bf16 (the default), of all tensors")                 \
+    X(steps, "N", BIT(BENCH), "of each session and each kind of sharing (50)")                     \
+    X(align_us, "US", BIT(BENCH), "how long a layer may wait for other sessions (0)")              \
+    X(once, NULL, BIT(TOP), "one look, then end")                                                  \
+    X(interval_ms, "MS", BIT(TOP), "between looks (1000)")
 
 enum option_id {
 #define OPTION_ENUM(name, arg, commands, help) OPTION_##name,
@@ -144,6 +156,23 @@ static bool parse_tolerance(const char *s, double *out)
     return true;
 }
 
+static bool parse_positive(const char *s, uint32_t *out)
+{
+    return parse_u32(s, out) && *out > 0;
+}
+
+/* "32/8". */
+static bool parse_heads(char *s, uint32_t *q_heads, uint32_t *kv_heads)
+{
+    char *slash = strchr(s, '/');
+    if (slash == NULL) {
+        return false;
+    }
+    *slash = '\0';
+    return parse_positive(s, q_heads) && parse_positive(slash + 1, kv_heads) &&
+           *q_heads % *kv_heads == 0;
+}
+
 static bool parse_word(const char *s, const char *const *words, int n, int *out)
 {
     for (int i = 0; i < n; i++) {
@@ -179,6 +208,38 @@ static bool parse_label(char *s, struct relay_cli_args *args)
     *equals = '\0';
     args->labels[args->num_labels++] = (struct relay_label){s, equals + 1};
     return true;
+}
+
+static bool take_bench_option(enum option_id id, char *value, struct relay_cli_args *args)
+{
+    static const char *const dtypes[] = {"f32", "f16", "bf16"};
+    int word = 0;
+    bool ok = false;
+    switch ((int)id) {
+    case OPTION_heads:
+        return parse_heads(value, &args->q_heads, &args->kv_heads);
+    case OPTION_head_dim:
+        return parse_positive(value, &args->head_dim);
+    case OPTION_prompt:
+        return parse_positive(value, &args->prompt_tokens);
+    case OPTION_context:
+        return parse_u32(value, &args->context_tokens);
+    case OPTION_layers:
+        return parse_positive(value, &args->layers);
+    case OPTION_sessions:
+        return parse_positive(value, &args->sessions) && args->sessions <= RELAY_CLI_SESSIONS_MAX;
+    case OPTION_steps:
+        return parse_positive(value, &args->steps) && args->steps <= RELAY_CLI_STEPS_MAX;
+    case OPTION_align_us:
+        return parse_u32(value, &args->align_us);
+    case OPTION_dtype:
+        ok = parse_word(value, dtypes, 3, &word);
+        args->dtype = (enum relay_dtype)(word + 1);
+        break;
+    default:
+        break;
+    }
+    return ok;
 }
 
 static bool take_option(enum option_id id, char *value, struct relay_cli_args *args)
@@ -237,6 +298,7 @@ static bool take_option(enum option_id id, char *value, struct relay_cli_args *a
     case OPTION_sharing:
         ok = parse_word(value, how_shared, 3, &word);
         args->sharing = (enum relay_sharing)word;
+        args->both = false;
         break;
     case OPTION_batch:
         return parse_u32(value, &args->batch) && args->batch > 0;
@@ -246,9 +308,16 @@ static bool take_option(enum option_id id, char *value, struct relay_cli_args *a
         return parse_tolerance(value, &args->out_tolerance);
     case OPTION_lse_tolerance:
         return parse_tolerance(value, &args->lse_tolerance);
+    case OPTION_once:
+        args->once = true;
+        break;
+    case OPTION_interval_ms:
+        return parse_positive(value, &args->interval_ms);
     case OPTION_help:
     case NUM_OPTIONS:
         break;
+    default:
+        return take_bench_option(id, value, args);
     }
     return ok;
 }
@@ -343,6 +412,17 @@ static void set_defaults(struct relay_cli_args *args)
         .json = !isatty(STDOUT_FILENO),
         .out_tolerance = TOLERANCE_DEFAULT,
         .lse_tolerance = TOLERANCE_DEFAULT,
+        .both = true,
+        .q_heads = 32,
+        .kv_heads = 8,
+        .head_dim = 128,
+        .prompt_tokens = 2048,
+        .context_tokens = 128,
+        .layers = 8,
+        .sessions = 2,
+        .steps = 50,
+        .dtype = RELAY_DTYPE_BF16,
+        .interval_ms = 1000,
     };
 }
 

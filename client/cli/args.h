@@ -13,7 +13,9 @@
     X(GET, "get", "ID", "one prompt")                                                              \
     X(UPDATE, "update", "ID", "pin, unpin, change the idle time or touch a prompt")                \
     X(UNREGISTER, "unregister", "ID", "remove a prompt; requests on it finish")                    \
-    X(ATTEND, "attend", "FILE", "run recorded decode steps on a prompt, check and time them")
+    X(ATTEND, "attend", "FILE", "run recorded decode steps on a prompt, check and time them")      \
+    X(BENCH, "bench", "", "time decode steps of several sessions on one made-up prompt")           \
+    X(TOP, "top", "", "watch the server: rates, memory, prompts")
 
 enum relay_cli_command {
 #define RELAY_CLI_COMMAND_ENUM(name, word, operand, help) RELAY_CLI_##name,
@@ -29,7 +31,9 @@ enum relay_cli_exit {
     RELAY_CLI_EXIT_MISMATCH = 3, /* attend: results differ from the expected ones */
 };
 
-#define RELAY_CLI_LABELS_MAX 64u
+#define RELAY_CLI_LABELS_MAX   64u
+#define RELAY_CLI_SESSIONS_MAX 256u
+#define RELAY_CLI_STEPS_MAX    1000000u
 
 struct relay_cli_args {
     enum relay_cli_command command;
@@ -52,9 +56,19 @@ struct relay_cli_args {
     uint32_t num_labels;
     /* attend */
     enum relay_sharing sharing;
-    uint32_t batch;   /* requests; 0 = as many as recorded */
+    uint32_t batch;   /* requests; 0 = attend: as many as recorded, bench: 64 */
     uint32_t measure; /* rounds of relay against plain; 0 = none */
     double out_tolerance, lse_tolerance;
+    /* bench, and sharing and batch of above */
+    bool both; /* relay and plain by turns */
+    uint32_t q_heads, kv_heads, head_dim;
+    uint32_t prompt_tokens, context_tokens;
+    uint32_t layers, sessions, steps;
+    uint32_t align_us;
+    enum relay_dtype dtype;
+    /* top */
+    bool once;
+    uint32_t interval_ms;
 };
 
 /* Fills *args from argv, which it reorders and which must outlive *args. False when the process

@@ -12,5 +12,7 @@ int relay_cli_get(struct relay_client *client, const struct relay_cli_args *args
 int relay_cli_update(struct relay_client *client, const struct relay_cli_args *args);
 int relay_cli_unregister(struct relay_client *client, const struct relay_cli_args *args);
 int relay_cli_attend(struct relay_client *client, const struct relay_cli_args *args);
+int relay_cli_bench(struct relay_client *client, const struct relay_cli_args *args);
+int relay_cli_top(struct relay_client *client, const struct relay_cli_args *args);
 
 #endif

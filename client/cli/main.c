@@ -12,6 +12,8 @@ static int (*const runs[RELAY_CLI_NUM_COMMANDS])(struct relay_client *client,
     [RELAY_CLI_UPDATE] = relay_cli_update,
     [RELAY_CLI_UNREGISTER] = relay_cli_unregister,
     [RELAY_CLI_ATTEND] = relay_cli_attend,
+    [RELAY_CLI_BENCH] = relay_cli_bench,
+    [RELAY_CLI_TOP] = relay_cli_top,
 };
 
 int main(int argc, char **argv)

@@ -18,6 +18,8 @@ char *relay_cli_safe(char *text);
 /* A 64-bit value that a JSON number cannot hold, as "0x...". */
 void relay_cli_add_hex(cJSON *object, const char *name, uint64_t value);
 void relay_cli_add_bytes(cJSON *object, const char *name, const uint8_t *data, size_t bytes);
+/* What the server says of itself as JSON. */
+cJSON *relay_cli_info_json(const struct relay_server_info *info);
 /* A prompt as JSON. */
 cJSON *relay_cli_prompt_json(const struct relay_prompt *prompt);
 /* "1.3 MiB", in text. */

@@ -2,13 +2,8 @@
 #include "commands.h"
 #include "output.h"
 
-int relay_cli_info(struct relay_client *client, const struct relay_cli_args *args)
+cJSON *relay_cli_info_json(const struct relay_server_info *info)
 {
-    struct relay_server_info *info = NULL;
-    struct relay_error err;
-    if (relay_client_server_info(client, &info, &err) != RELAY_OK) {
-        return relay_cli_print_error(&err);
-    }
     cJSON *o = cJSON_CreateObject();
     cJSON_AddStringToObject(o, "version", info->version);
     cJSON_AddStringToObject(o, "backend", info->backend);
@@ -42,6 +37,17 @@ int relay_cli_info(struct relay_client *client, const struct relay_cli_args *arg
     cJSON_AddNumberToObject(o, "compute_us", (double)info->compute_us);
     cJSON_AddNumberToObject(o, "bytes_received", (double)info->bytes_received);
     cJSON_AddNumberToObject(o, "bytes_sent", (double)info->bytes_sent);
+    return o;
+}
+
+int relay_cli_info(struct relay_client *client, const struct relay_cli_args *args)
+{
+    struct relay_server_info *info = NULL;
+    struct relay_error err;
+    if (relay_client_server_info(client, &info, &err) != RELAY_OK) {
+        return relay_cli_print_error(&err);
+    }
+    cJSON *o = relay_cli_info_json(info);
     relay_server_info_free(info);
     return relay_cli_print_object(o, args->json);
 }

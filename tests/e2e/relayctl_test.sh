@@ -80,6 +80,15 @@ check "attend of another variant" 1 'FAILED_PRECONDITION: ' \
 check "attend on no prompt" 1 'NOT_FOUND: ' "$relayctl" attend "$steps" "${key[@]}" --id none
 check "unregister" 0 '"prompt_id":"a/b"' "$relayctl" unregister a/b "${key[@]}"
 check "unregister again" 1 'NOT_FOUND: ' "$relayctl" unregister a/b "${key[@]}"
+bench=(bench --heads 4/2 --head-dim 64 --batch 3 --prompt 300 --context 7 --layers 2 --steps 4)
+check "bench" 0 '"prompt_layer_bytes":153600,"relay":\{"calls":16,.*"plain":\{"calls":16,.*speedup' \
+  "$relayctl" "${bench[@]}"
+check "bench, one kind, aligned" 0 '"dtype":"F32","sessions":3.*"relay":\{"calls":24,[^p]*' \
+  "$relayctl" "${bench[@]}" --sharing auto --dtype f32 --sessions 3 --align-us 1000
+check "bench as text" 0 '^plain +[1-9].* KiB ' "$relayctl" "${bench[@]}" --sharing never --text
+check "bench of no such heads" 2 'heads cannot be' "$relayctl" bench --heads 5/2
+check "top" 0 '"launches":[1-9].*"prompt_list":\[\]\}$' "$relayctl" top --once
+check "top as text" 0 '^sessions 0  requests 0 ' "$relayctl" top --once --text
 check "nothing is left" 0 '"prompt_bytes_used":0,.*"sessions":0,"requests":0,"prompts":0' \
   "$relayctl" info
 check "wrong usage" 2 'what is "extra"' "$relayctl" info extra

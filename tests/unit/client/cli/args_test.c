@@ -68,6 +68,28 @@ static void test_args_values(void)
     CHECK_EQ(args.generation, 16);
 }
 
+static void test_args_of_a_bench(void)
+{
+    struct relay_cli_args args;
+    int exit_code;
+    CHECK(parse("bench", &args, &exit_code));
+    CHECK_EQ(args.command, RELAY_CLI_BENCH);
+    CHECK(args.both);
+    CHECK(args.q_heads == 32 && args.kv_heads == 8 && args.head_dim == 128);
+    CHECK_EQ(args.dtype, RELAY_DTYPE_BF16);
+    CHECK(parse("bench --heads 4/2 --head-dim 64 --batch 3 --prompt 300 --context 0 --layers 2 "
+                "--steps 4 --sessions 5 --dtype f16 --sharing never --align-us 7",
+                &args, &exit_code));
+    CHECK(!args.both);
+    CHECK_EQ(args.sharing, RELAY_SHARING_NEVER);
+    CHECK(args.q_heads == 4 && args.kv_heads == 2 && args.head_dim == 64 && args.batch == 3);
+    CHECK(args.prompt_tokens == 300 && args.context_tokens == 0 && args.layers == 2);
+    CHECK(args.steps == 4 && args.sessions == 5 && args.align_us == 7);
+    CHECK_EQ(args.dtype, RELAY_DTYPE_F16);
+    CHECK(parse("top --once --interval-ms 50", &args, &exit_code));
+    CHECK(args.once && args.interval_ms == 50);
+}
+
 static void test_args_usage_errors(void)
 {
     static const char *const lines[] = {
@@ -90,6 +112,16 @@ static void test_args_usage_errors(void)
         "attend f --id p --model-key m --batch 0",
         "attend f --id p --model-key m --sharing sometimes",
         "attend f --id p --model-key m --out-tolerance nan",
+        "bench --heads 32",
+        "bench --heads 30/8",
+        "bench --heads 8/0",
+        "bench --dtype f8",
+        "bench --sessions 0",
+        "bench --sessions 257",
+        "bench --steps 0",
+        "bench --once",
+        "top --interval-ms 0",
+        "top --steps 3",
         "info --timeout-ms 0",
         "info --target",
         "info --nonsense",
@@ -118,6 +150,7 @@ int main(void)
 {
     CHECK_RUN(test_args_anywhere);
     CHECK_RUN(test_args_values);
+    CHECK_RUN(test_args_of_a_bench);
     CHECK_RUN(test_args_usage_errors);
     CHECK_RUN(test_args_help);
     return check_done();
