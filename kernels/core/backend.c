@@ -12,6 +12,9 @@
 static const struct relay_backend_vtable *const backends[] = {
     &relay_backend_ref_vtable,
     &relay_backend_cpu_vtable,
+#ifdef RELAY_HAVE_CUDA
+    &relay_backend_cuda_vtable,
+#endif
 };
 
 #define NUM_BACKENDS (sizeof(backends) / sizeof(backends[0]))

@@ -38,6 +38,42 @@ const char *relay_cuda_kernel_name(const struct relay_backend *backend,
     return kernel < cuda->num_kernels ? cuda->traits[kernel]->name : "none";
 }
 
+enum relay_code relay_cuda_settled(struct relay_backend *backend, bool *settled,
+                                   struct relay_error *err)
+{
+    struct cuda_backend *cuda = cuda_of(backend);
+    size_t words = cuda->partial_lse.bytes / sizeof(uint32_t);
+    uint32_t *flags = malloc((words + 1) * sizeof(*flags));
+    uint32_t ticket = 0;
+    bool all = true;
+    enum relay_code code = cuda_enter(cuda, err);
+    if (code == RELAY_OK && flags == NULL) {
+        code = RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for flags");
+    }
+    if (code == RELAY_OK) {
+        code = cuda_check(cuda, cudaStreamSynchronize(cuda->stream), "the stream", err);
+    }
+    if (code == RELAY_OK && words != 0) {
+        code = cuda_check(cuda,
+                          cudaMemcpy(flags, cuda->partial_lse.data, words * sizeof(*flags),
+                                     cudaMemcpyDeviceToHost),
+                          "flags", err);
+    }
+    if (code == RELAY_OK && words != 0) {
+        code = cuda_check(
+            cuda, cudaMemcpy(&ticket, cuda->ticket.data, sizeof(ticket), cudaMemcpyDeviceToHost),
+            "the ticket", err);
+    }
+    for (size_t i = 0; code == RELAY_OK && i < words; i++) {
+        all = all && flags[i] == RELAY_CUDA_LSE_PENDING;
+    }
+    free(flags);
+    if (code == RELAY_OK) {
+        *settled = all && ticket == 0;
+    }
+    return code;
+}
+
 void *relay_cuda_stream(struct relay_backend *backend)
 {
     return cuda_of(backend)->stream;

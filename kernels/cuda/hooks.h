@@ -34,6 +34,11 @@ enum relay_code relay_cuda_configure(struct relay_backend *backend,
 const char *relay_cuda_kernel_name(const struct relay_backend *backend,
                                    const struct relay_shape *shape);
 
+/* Waits for everything enqueued; says whether all flags of partial results and the ticket are back
+ * to what they are between launches. */
+enum relay_code relay_cuda_settled(struct relay_backend *backend, bool *settled,
+                                   struct relay_error *err);
+
 /* cudaStream_t of run. */
 void *relay_cuda_stream(struct relay_backend *backend);
 

@@ -161,7 +161,8 @@ static bool check_strangers(const struct problem *p, char *why, size_t why_bytes
     return true;
 }
 
-/* Kernels that round weights to BF16 before the product with V; all others keep float32 or more. */
+/* Kernels that round weights to BF16, or F16, which is finer, before the product with V; all others
+ * keep float32 or more. */
 struct rounding {
     const char *backend;
     const char *isa; /* NULL = any */
@@ -171,6 +172,8 @@ struct rounding {
 
 static const struct rounding roundings[] = {
     {"cpu", "avx512bf16", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
+    {"cuda", NULL, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
+    {"cuda", NULL, RELAY_DTYPE_F16, RELAY_DTYPE_F16},
 };
 
 struct tolerance problem_tolerance(const struct problem *p)
