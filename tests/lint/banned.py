@@ -37,6 +37,13 @@ LIBRARIES = {name: "libraries return codes" for name in
 LIBRARIES.update({name: "libraries do not write to stdout or stderr; RELAYD_LOG, or the caller's "
                   "stream" for name in ("printf", "vprintf", "puts", "putchar", "perror", "psignal")})
 
+# What is decided by time is decided by the monotonic clock: the other one jumps. It is shown to people
+# by these two files only.
+WALL_CLOCK = re.compile(r"\bCLOCK_REALTIME\w*|\bGPR_CLOCK_REALTIME\b|"
+                        r"(?<![\w.>])(?:time|gettimeofday|timespec_get|ftime)\s*\(")
+WALL_CLOCK_FILES = ("service/base/clock.c", "service/base/log.c")
+TIMED_WAIT = re.compile(r"\bpthread_cond_timedwait\s*\(")
+
 STANDARD_STREAM = re.compile(r"\bf(?:printf|puts|putc|write)\s*\([^;]*\b(?:stderr|stdout)\b")
 # calloc and reallocarray check the product; malloc and realloc take what overflowed.
 PRODUCT = re.compile(r"\b(malloc|realloc)\s*\(([^;{}]*)")
@@ -75,6 +82,13 @@ def check(path, text):
         for match in re.finditer(r"(?<![\w.>])%s\s*\(" % name, code):
             yield match.start(), "%s: %s" % (name, reason)
     if is_library(path):
+        for match in WALL_CLOCK.finditer(code):
+            if path not in WALL_CLOCK_FILES:
+                yield match.start(), "the wall clock: it jumps; relayd_clock_now_ns, CLOCK_MONOTONIC"
+        for match in TIMED_WAIT.finditer(code):
+            if "pthread_condattr_setclock" not in code:
+                yield match.start(), ("pthread_cond_timedwait on the wall clock: "
+                                      "pthread_condattr_setclock, CLOCK_MONOTONIC")
         for match in STANDARD_STREAM.finditer(code):
             yield match.start(), "standard streams: libraries log, or write to a stream they are given"
         for match in PRODUCT.finditer(code):

@@ -96,6 +96,11 @@ plant "printf in a library" kernels/core/planted.c 'void f(void) { printf("x"); 
 plant "stderr in a library" client/lib/planted.c 'void f(void) { fprintf(stderr, "x"); }\n' -- "${ban[@]}"
 plant "malloc of a product" service/base/planted.c \
   'void *f(size_t n) { return malloc(n * sizeof(int)); }\n' -- "${ban[@]}"
+plant "the wall clock" service/session/planted.c \
+  'void f(void) { clock_gettime(CLOCK_REALTIME, 0); }\n' -- "${ban[@]}"
+plant "time" client/lib/planted.c 'long f(void) { return time(0); }\n' -- "${ban[@]}"
+plant "a timed wait on the wall clock" service/ops/planted.c \
+  'void f(void) { pthread_cond_timedwait(0, 0, 0); }\n' -- "${ban[@]}"
 
 doc=("$lint/comments.py" "$tree")
 plant "an RPC message without a comment" proto/relay/v1/relay.proto \
