@@ -242,7 +242,7 @@ def test_what_it_refuses(harness):
     inputs = cache.inputs(USERS, 0)
     raises(relay.Unimplemented, "beam search", model.generate, **inputs, past_key_values=cache, num_beams=2, max_new_tokens=4)
     raises(relay.FailedPrecondition, "without a request", model.generate, torch.tensor([SYSTEM]), max_new_tokens=2)
-    raises(relay.NotFound, "no prompt", rt.RelayCache, model, "never registered")
+    raises(relay.NotFound, "no prompt", rt.RelayCache, model, "never-registered")
     raises(relay.AlreadyExists, "other contents", rt.register_system_prompt, model, None, SYSTEM[1:], "system")
     sequence = engine.open("system")
     one = torch.tensor([[5]])
@@ -276,21 +276,19 @@ def filled_cache(model, engine):
 
 
 def test_a_lost_session(harness):
-    """The lease is over: sequences are lost with a clean error, new ones work on a new session."""
+    """The server forgot all: sequences are lost with a clean error, new ones get a new session."""
     model, engine = llama(harness)
     sequence = engine.open("system")
     rt.prefill(model, sequence, USERS[0])
-    from relay._library import call, lib  # noqa: F401
     lost = engine.session
-    call_close(harness, lost)
+    restart(harness)
     raises((relay.NotFound, relay.FailedPrecondition), "", rt.prefill, model, sequence, USERS[1])
     tokens, _ = generate_relay(model, "system", USERS, 4)
     assert engine.session is not lost
     assert tokens[0] == generate_relay(model, "system", USERS[:1], 4)[0][0]
 
 
-def call_close(harness, session):
-    """Ends a session behind the engine's back, as its lease would."""
+def restart(harness):
     harness.shared["server"].stop()
     harness.shared["server"].start()
     rt.register_system_prompt(harness.shared["llama"][0], None, SYSTEM, "system")

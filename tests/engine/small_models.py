@@ -23,9 +23,8 @@ COMMON = dict(
 class Case:
     name: str
     build: object  # () -> model
-    faults: dict  # name -> function of a relay.LayerKind, or of the whole spec (see `spec`)
+    faults: dict  # name -> what makes a wrong relay.Model of the right one
     reference: str = "eager"  # the attention of the fp64 run
-    spec: bool = False
 
 
 def randomised(model, seed=0):
@@ -112,7 +111,7 @@ def without_sinks(spec):
 
 def own_kv(spec):
     """A layer that shares K/V reads the wrong layer's."""
-    wrong = tuple(layer if layer == i else 0 for i, layer in enumerate(spec.kv_layer))
+    wrong = tuple(layer if layer == i else layer - 2 for i, layer in enumerate(spec.kv_layer))
     return dataclasses.replace(spec, kv_layer=wrong)
 
 
@@ -142,7 +141,8 @@ CASES = [
     Case("alibi", alibi, {"slopes": kind(alibi_slopes=lambda s: tuple(x * 1.05 for x in s)),
                           "no slopes": kind(alibi_slopes=lambda s: ())}, reference="alibi_reference"),
     Case("gemma4_shared_kv", built("Gemma4TextConfig", "Gemma4ForCausalLM", head_dim=16, global_head_dim=32,
-                                   sliding_window=12, num_kv_shared_layers=2, layer_types=SLIDING_FULL,
+                                   sliding_window=12, num_hidden_layers=6, num_kv_shared_layers=2,
+                                   layer_types=["sliding_attention", "full_attention"] * 3,
                                    hidden_size_per_layer_input=8, vocab_size_per_layer_input=97),
          {"another layer's": own_kv}),
     Case("deepseek_dims", built("DeepseekV3Config", "DeepseekV3ForCausalLM", num_key_value_heads=4, q_lora_rank=16,

@@ -27,8 +27,13 @@ def relay_attention(
 ) -> Any:
     """query [B,Hq,T,dqk], key, value [B,Hkv,T,d] of the new tokens -> ([B,T,Hq,dv], None)."""
     asked = relay if relay is not None else _context.current.get()
-    if isinstance(asked, str):
-        return _local(asked, module)(module, query, key, value, attention_mask, **options)
+    if isinstance(asked, _context.Local):
+        if asked.kept is not None:
+            new = -query.shape[2]
+            kept = asked.kept.setdefault(module.layer_idx, [])
+            kept.append((key[:, :, new:], value[:, :, new:]))
+        function = _local(asked.implementation, module)
+        return function(module, query, key, value, attention_mask, **options)
     options.setdefault("alibi_slopes", getattr(module, "alibi_slopes", None))
     if isinstance(asked, Probe):
         return asked.attend(module, query, key, value, attention_mask, options), None
@@ -36,7 +41,7 @@ def relay_attention(
         raise Unimplemented("relay has no dropout: put the model in eval mode")
     if query.requires_grad and torch.is_grad_enabled():
         raise Unimplemented("relay has no gradients: run under torch.no_grad()")
-    batch = _batch(asked, key)
+    batch = _batch(asked, module, key)
     layer = batch.engine.layer_of.get(module.layer_idx)
     if layer is None:
         raise FailedPrecondition(
@@ -45,14 +50,14 @@ def relay_attention(
     return batch.attend(layer, query, key, value, attention_mask, options.get("position_ids")), None
 
 
-def _batch(asked: Any, key: Any) -> Any:
+def _batch(asked: Any, module: Any, key: Any) -> Any:
     if asked is not None:
         sequences = [asked] if isinstance(asked, Sequence) else list(asked)
         if not sequences or not all(isinstance(s, Sequence) for s in sequences):
             raise FailedPrecondition("relay=: expected the sequences of the batch's rows")
         return sequences[0].engine.batch_of(sequences)
-    cache = _context.pending.batch
-    if cache is None or not cache.passed_on(key):
+    cache = _context.pending.cache()
+    if cache is None or not cache.passed_on(module.layer_idx, key):
         raise FailedPrecondition(
             "attention without a request: pass past_key_values=RelayCache(...), or use_cache=False "
             "and relay=[...], or wrap the call in engine.decoding(...) or engine.local()"
@@ -78,11 +83,11 @@ def relay_mask(
     use_vmap: bool = False,
     **options: Any,
 ) -> Any:
-    """[B,T]: which of the new tokens count; None = all. What a row sees is relayd's to know."""
+    """[B,1,T,1]: which of the new tokens count; None = all. What a row sees is relayd's to know."""
     asked = _context.current.get()
     custom = use_vmap or "or_masks" in getattr(mask_function, "__qualname__", "")
-    if isinstance(asked, str):
-        return ALL_MASK_ATTENTION_FUNCTIONS[asked](
+    if isinstance(asked, _context.Local):
+        return ALL_MASK_ATTENTION_FUNCTIONS[asked.implementation](
             batch_size=batch_size,
             q_length=q_length,
             kv_length=kv_length,
@@ -97,7 +102,9 @@ def relay_mask(
         return asked.mask(mask_function, custom)
     if custom:
         raise Unimplemented("a mask that is more than causal, window and chunk")
-    return None if attention_mask is None else attention_mask[:, -q_length:]
+    if attention_mask is None:
+        return None
+    return attention_mask[:, -q_length:].to(torch.bool)[:, None, :, None]
 
 
 def register() -> None:

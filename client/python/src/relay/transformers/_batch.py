@@ -34,6 +34,7 @@ class Batch:
         self.step: Step | None = None
         self.rows = 0
         self._last = -1
+        self._tokens = 0  # of each row in this pass, padding included
         self._valid: torch.Tensor | None = None  # [B,T] where not every token counts
         self._q_lens: list[int] = []
         self.unpadded = 0  # newest columns in which every row has a token
@@ -52,12 +53,12 @@ class Batch:
         """query [B,Hq,T,dqk], key [B,Hkv,T,dqk], value [B,Hkv,T,dv] -> [B,T,Hq,dv]."""
         if self.step is None or layer <= self._last:
             self._begin(query, mask, position_ids)
-        if query.shape[2] != key.shape[2]:
-            raise FailedPrecondition(
-                f"keys of {key.shape[2]} tokens for {query.shape[2]} rows: another cache than a "
-                "RelayCache is in use; pass one, or use_cache=False"
-            )
         try:
+            if key.shape[2] != self._tokens:
+                raise FailedPrecondition(
+                    f"keys of {key.shape[2]} tokens in a pass over {self._tokens}: another cache than a "
+                    "RelayCache is in use; pass one, or use_cache=False"
+                )
             out = self._attend(layer, query, key, value)
         except BaseException as error:
             self.abandon()
@@ -70,26 +71,51 @@ class Batch:
         return out
 
     def _attend(self, layer: int, query: Any, key: Any, value: Any) -> torch.Tensor:
-        q = self._gather(query)
+        batch, tokens = query.shape[0], query.shape[2]
+        valid = None if self._valid is None else self._valid[:, -tokens:]
+        q = self._gather(query, valid)
         own = self.engine.spec.has_own_kv(layer)
-        k, v = (self._gather(key), self._gather(value)) if own else (None, None)
+        k, v = (self._gather(key, valid), self._gather(value, valid)) if own else (None, None)
         attend = _context.hooked("attend")
-        if attend is not None:
+        if tokens != self._tokens:
+            if own:
+                raise FailedPrecondition(
+                    f"layer {layer} has {tokens} rows in a pass of {self._tokens}"
+                )
+            out = self._newest_only(layer, q, tokens)
+        elif attend is not None:
             out = attend(self, layer, q, k, v)
         else:
             out = self.call(layer, q, k, v)
-        batch, tokens = query.shape[0], query.shape[2]
-        if self._valid is not None:
+        if valid is not None:
             spread = out.new_zeros(batch, tokens, *out.shape[1:])
-            spread[self._valid] = out
+            spread[valid] = out
             out = spread
         return out.view(batch, tokens, *out.shape[-2:]).to(query.device)
 
-    def _gather(self, tensor: Any) -> torch.Tensor:
+    @staticmethod
+    def _gather(tensor: Any, valid: torch.Tensor | None) -> torch.Tensor:
         """[B,H,T,D] -> [R,H,D] of the tokens that count, on the CPU."""
         rows = tensor.transpose(1, 2)
-        rows = rows.flatten(0, 1) if self._valid is None else rows[self._valid.to(rows.device)]
+        rows = rows.flatten(0, 1) if valid is None else rows[valid.to(rows.device)]
         return rows.to("cpu").contiguous()
+
+    def _newest_only(self, layer: int, q: Any, tokens: int) -> torch.Tensor:
+        """For models that, once no layer stores K/V any more, go on with the newest tokens only."""
+        assert self.step is not None
+        out = q.new_empty(q.shape[0], q.shape[1], self.engine.spec.layers[layer].dv)
+        tickets, begin, end = [], 0, 0
+        for row, n in enumerate(self._q_lens):
+            end += n
+            kept = tokens if self._valid is None else int(self._valid[row, -tokens:].sum())
+            if kept:
+                rows = slice(begin, begin + kept)
+                span = (end - kept, kept)
+                tickets.append(self.step.submit(layer, q[rows], rows=span, out=out[rows]))
+                begin += kept
+        for ticket in tickets:
+            self.step.wait(ticket)
+        return out
 
     def call(self, layer: int, q: Any, k: Any, v: Any) -> torch.Tensor:
         """What relayd says, in as many pieces as its messages need."""
@@ -114,6 +140,7 @@ class Batch:
     def _begin(self, query: Any, mask: Any, position_ids: Any) -> None:
         self.abandon()
         batch, tokens = query.shape[0], query.shape[2]
+        self._tokens = tokens
         if batch != len(self.sequences):
             raise InvalidArgument(f"a batch of {batch} rows for {len(self.sequences)} sequences")
         self._valid = self._tokens_that_count(mask, batch, tokens)
@@ -144,9 +171,11 @@ class Batch:
 
     @staticmethod
     def _tokens_that_count(mask: Any, batch: int, tokens: int) -> torch.Tensor | None:
-        """[B,T] of the 2D mask's newest columns; None = all."""
+        """[B,T] of the newest columns of relay_mask's [B,1,T,1] or a [B,kv]; None = all."""
         if mask is None:
             return None
+        if mask.ndim == 4 and mask.dtype == torch.bool and mask.shape[1::2] == (1, 1):
+            mask = mask[:, 0, :, 0]
         if mask.ndim != 2 or mask.shape[0] != batch or mask.shape[1] < tokens:
             raise InvalidArgument(
                 f"attention_mask of shape {list(mask.shape)}: relay takes [B, tokens] masks of padding"

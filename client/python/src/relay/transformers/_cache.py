@@ -90,6 +90,7 @@ class RelayCache(Cache):  # type: ignore[misc]
         self.batch: Batch | None = None
         self._keys: list[Any] = []  # handed on in this pass
         self._newest = -1  # layer that was updated last
+        self._awaited = False  # its attention call has not come yet
         self._requests: list[Request] = []
         self._end = weakref.finalize(self, self.engine._dropped.extend, self._requests)
 
@@ -104,14 +105,17 @@ class RelayCache(Cache):  # type: ignore[misc]
         assert self.batch is not None
         if layer_idx <= self._newest or not self._keys:
             self._begin()
-        self._newest = layer_idx
+        self._newest, self._awaited = layer_idx, True
         self._keys.append(key_states)
-        _context.pending.batch = self
+        _context.pending.cache = weakref.ref(self)
         self.layers[layer_idx].update(key_states, value_states)
         return key_states, value_states
 
-    def passed_on(self, key: Any) -> bool:
-        return any(key is mine for mine in self._keys)
+    def passed_on(self, layer_idx: int, key: Any) -> bool:
+        """Whether an attention call is this cache's: a layer's own first one after its update (its
+        key may be made from what was cached), or one that uses an earlier layer's key."""
+        awaited, self._awaited = self._awaited and layer_idx == self._newest, False
+        return awaited or any(key is mine for mine in self._keys)
 
     def _open(self, rows: int) -> None:
         sequences = self.engine.open_many([self.prompt] * rows, **self._options)

@@ -231,7 +231,13 @@ class Engine:
     @contextlib.contextmanager
     def local(self) -> Iterator[None]:
         """Passes inside are computed here, by the attention the model had before."""
-        token = _context.current.set(self.local_implementation)
+        with self.computing_here(None):
+            yield
+
+    @contextlib.contextmanager
+    def computing_here(self, kept: dict[int, list[tuple[Any, Any]]] | None) -> Iterator[None]:
+        """As local(); keeps the new tokens' keys and values of every pass."""
+        token = _context.current.set(_context.Local(self.local_implementation, kept))
         try:
             yield
         finally:

@@ -91,9 +91,10 @@ def _run_here(
     """K/V, and the last token's logits [V]."""
     model = engine.model
     ids = torch.tensor([list(token_ids)], dtype=torch.long, device=model.device)
-    cache = DynamicCache()  # keeps every token of every layer, windows or not
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    kept: dict[int, list[tuple[Any, Any]]] = {}  # a window layer's cache would not keep every token
     logits = torch.empty(0)
-    with torch.no_grad(), engine.local():
+    with torch.no_grad(), engine.computing_here(kept):
         for begin in range(0, ids.shape[1], chunk_tokens):
             chunk = ids[:, begin : begin + chunk_tokens]
             positions = torch.arange(begin, begin + chunk.shape[1], device=ids.device)[None]
@@ -108,11 +109,9 @@ def _run_here(
     layers: list[Any] = [None] * len(engine.spec)
     for layer_idx, i in engine.layer_of.items():
         if engine.spec.has_own_kv(i):
-            held = cache.layers[layer_idx]
-            assert held.keys.shape[-2] == ids.shape[1]
-            layers[i] = tuple(
-                t[0].transpose(0, 1).to("cpu").contiguous() for t in (held.keys, held.values)
-            )
+            parts = zip(*kept.pop(layer_idx), strict=True)
+            whole = (torch.cat(part, dim=2)[0].transpose(0, 1) for part in parts)
+            layers[i] = tuple(t.to("cpu").contiguous() for t in whole)
     return layers, logits
 
 
