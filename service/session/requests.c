@@ -51,6 +51,18 @@ static enum relay_code not_found(struct relayd_entry_errors *errors, uint32_t in
     return RELAY_FAIL(err, RELAY_NOT_FOUND, "entry %u: no such handle in this session", index);
 }
 
+/* Long batches let others in between, the executor above all: it takes the mutex to give a call's
+ * requests back. */
+#define ENTRIES_AT_ONCE 32u
+
+static void let_others_in(struct relayd_session *session, uint32_t done)
+{
+    if (done % ENTRIES_AT_ONCE == 0) {
+        pthread_mutex_unlock(&session->mutex);
+        pthread_mutex_lock(&session->mutex);
+    }
+}
+
 /* ---- opening ---- */
 
 /* What a request was opened with, so that a repeated tag is told from a reused one. */
@@ -174,6 +186,8 @@ enum relay_code relayd_session_open_requests(struct relayd_session *session,
         code = open_one(session, &in[done], &entry, &is_new[done], &why);
         if (code == RELAY_OK) {
             describe_opened(entry, &out[done++]);
+            let_others_in(session, done);
+            code = check_open(session, err);
         } else {
             relayd_entry_errors_add(errors, done, code, why.msg);
             (void)RELAY_FAIL(err, code, "entry %u: %.200s", done, why.msg);
@@ -181,8 +195,9 @@ enum relay_code relayd_session_open_requests(struct relayd_session *session,
     }
     while (code != RELAY_OK && done > 0) {
         done--;
-        if (is_new[done]) {
-            relayd_session_drop(session, relayd_session_find(session, out[done].handle));
+        struct session_request *entry = relayd_session_find(session, out[done].handle);
+        if (is_new[done] && entry != NULL) { /* the session may have ended in between */
+            relayd_session_drop(session, entry);
         }
     }
     pthread_mutex_unlock(&session->mutex);
@@ -268,6 +283,7 @@ uint32_t relayd_session_close_requests(struct relayd_session *session, const uin
             relayd_session_drop(session, entry);
             closed++;
         }
+        let_others_in(session, i + 1);
     }
     pthread_mutex_unlock(&session->mutex);
     return closed;
