@@ -47,8 +47,11 @@ static inline float relay_kv_scale(const float *scales, uint32_t head)
     return scales != NULL ? scales[head] : 1.0f;
 }
 
-/* Stores rows [first, first + count) of one append (0 <= first, first + count <= append->q_len):
- * io_dtype to kv_dtype by round-to-nearest-even, F8_E4M3 after dividing by the head's scale.
+/* A new token's K or V of one head, src [dim] of io_dtype, to dst [dim] of kv_dtype: by
+ * round-to-nearest-even, F8_E4M3 after dividing by the head's scale. */
+void relay_host_store_row(const struct relay_shape *shape, void *dst, const void *src, size_t dim,
+                          float scale);
+/* Stores rows [first, first + count) of one append (0 <= first, first + count <= append->q_len).
  * Different rows may be stored by different threads. */
 void relay_host_append_rows(const struct relay_problem *problem, const struct relay_append *append,
                             uint32_t first, uint32_t count);

@@ -90,9 +90,8 @@ enum relay_code relay_host_pages_read(struct relay_backend *backend,
     return RELAY_OK;
 }
 
-/* src [dim] of io_dtype to dst [dim] of kv_dtype. */
-static void store_row(const struct relay_shape *shape, void *dst, const void *src, size_t dim,
-                      float scale)
+void relay_host_store_row(const struct relay_shape *shape, void *dst, const void *src, size_t dim,
+                          float scale)
 {
     float buffer[RELAY_HEAD_DIM_MAX];
     if (shape->kv_dtype != RELAY_DTYPE_F8_E4M3) {
@@ -122,13 +121,13 @@ void relay_host_append_rows(const struct relay_problem *problem, const struct re
         size_t src_row = (size_t)append->row_begin + i;
         for (uint32_t h = 0; h < heads; h++) {
             size_t src = (src_row * heads + h) * io_elem;
-            store_row(shape, row_at(&kt, pages, plan->page_tokens, token, h),
-                      (const unsigned char *)io->k + src * kt.dim, kt.dim,
-                      relay_kv_scale(problem->kv.k_scale, h));
+            relay_host_store_row(shape, row_at(&kt, pages, plan->page_tokens, token, h),
+                                 (const unsigned char *)io->k + src * kt.dim, kt.dim,
+                                 relay_kv_scale(problem->kv.k_scale, h));
             if (!shape->kind.v_from_k) {
-                store_row(shape, row_at(&vt, pages, plan->page_tokens, token, h),
-                          (const unsigned char *)io->v + src * vt.dim, vt.dim,
-                          relay_kv_scale(problem->kv.v_scale, h));
+                relay_host_store_row(shape, row_at(&vt, pages, plan->page_tokens, token, h),
+                                     (const unsigned char *)io->v + src * vt.dim, vt.dim,
+                                     relay_kv_scale(problem->kv.v_scale, h));
             }
         }
     }

@@ -14,47 +14,31 @@
  * tile, an item or a launch changes only which of these run side by side. Tokens outside a row's
  * interval get p = 0, which changes neither m nor l, and are left out of the values loop, so that a
  * NaN there cannot come through as 0 * NaN. */
-#include "core/host_memory.h"
-#include "cpu/isa.h"
+#include "cpu/attend_rows.h"
 #include "cpu/lanes.h"
 
 #include <stdbool.h>
 #include <string.h>
 
-#define LOG2E 1.44269504088896340736
 /* Floats between two token rows of a block beyond the row itself: keeps the columns that the values
  * loop walks out of a few cache sets when the head dim is a power of two. */
 #define ROW_PAD 16u
 
-struct interval {
-    uint32_t lo;
-    uint32_t hi;
-};
-
 /* Everything one call of attend needs, laid out once. n = packed rows, n4 = up to whole tiles. */
 struct state {
-    const struct relay_cpu_attend *work;
+    struct relay_cpu_rows rows;
     const struct relay_shape *shape;
-    const struct relay_plan_segment *segment;
-    uint32_t group; /* query heads per KV head */
-    uint32_t n;
     uint32_t block_tokens;
-    size_t dqk;
-    size_t dv;
     size_t k_stride; /* floats */
     size_t v_stride;
-    struct interval *see; /* [n4] segment tokens a packed row sees of this item */
-    float *slope;         /* [n4] ALiBi slope, base 2 */
-    float *origin;        /* [n4] token that a row's ALiBi distances count from */
-    float *q;             /* [n4,dqk] scaled */
-    float *o;             /* [n4,dv] */
-    float *m;             /* [n4] */
-    float *l;             /* [n4] */
-    float *k_block;       /* [block_tokens,k_stride] */
-    float *v_block;       /* [block_tokens,v_stride] */
-    float *s;             /* [block_tokens,4] scores, a lane per row */
-    float *p;             /* [block_tokens,4,4] weights, each repeated in four lanes */
-    float softcap;        /* base 2, 0 = none */
+    float *q;       /* [n4,dqk] scaled */
+    float *o;       /* [n4,dv] */
+    float *m;       /* [n4] */
+    float *l;       /* [n4] */
+    float *k_block; /* [block_tokens,k_stride] */
+    float *v_block; /* [block_tokens,v_stride] */
+    float *s;       /* [block_tokens,4] scores, a lane per row */
+    float *p;       /* [block_tokens,4,4] weights, each repeated in four lanes */
 };
 
 /* A block as the tiles see it: tokens [begin, end) of the segment, K of token t at
@@ -73,36 +57,25 @@ static size_t up_to(size_t n, size_t step)
     return (n + step - 1) / step * step;
 }
 
-/* Gives out the scratch in order; with a NULL base it only counts. */
-static void *carve(unsigned char *base, size_t *used, size_t bytes)
-{
-    void *p = base == NULL ? NULL : base + *used;
-    *used += up_to(bytes, 64);
-    return p;
-}
-
 static size_t scratch_layout(struct state *st, unsigned char *base, uint32_t packed_rows)
 {
     const struct relay_layer_kind *kind = &st->shape->kind;
     size_t n4 = up_to(packed_rows, LANES);
     size_t tokens = st->block_tokens;
     size_t used = 0;
-    st->dqk = kind->head_dim_qk;
-    st->dv = kind->head_dim_v;
-    st->k_stride = st->dqk + ROW_PAD;
-    st->v_stride = kind->v_from_k ? st->k_stride : st->dv + ROW_PAD;
-    st->see = carve(base, &used, n4 * sizeof(*st->see));
-    st->slope = carve(base, &used, n4 * sizeof(float));
-    st->origin = carve(base, &used, n4 * sizeof(float));
-    st->m = carve(base, &used, n4 * sizeof(float));
-    st->l = carve(base, &used, n4 * sizeof(float));
-    st->s = carve(base, &used, tokens * LANES * sizeof(float));
-    st->p = carve(base, &used, tokens * LANES * LANES * sizeof(float));
-    st->k_block = carve(base, &used, tokens * st->k_stride * sizeof(float));
-    st->v_block =
-        kind->v_from_k ? st->k_block : carve(base, &used, tokens * st->v_stride * sizeof(float));
-    st->q = carve(base, &used, n4 * st->dqk * sizeof(float));
-    st->o = carve(base, &used, n4 * st->dv * sizeof(float));
+    relay_cpu_rows_layout(&st->rows, st->shape, base, &used, (uint32_t)n4);
+    st->k_stride = st->rows.dqk + ROW_PAD;
+    st->v_stride = kind->v_from_k ? st->k_stride : st->rows.dv + ROW_PAD;
+    st->m = relay_cpu_carve(base, &used, n4 * sizeof(float));
+    st->l = relay_cpu_carve(base, &used, n4 * sizeof(float));
+    st->s = relay_cpu_carve(base, &used, tokens * LANES * sizeof(float));
+    st->p = relay_cpu_carve(base, &used, tokens * LANES * LANES * sizeof(float));
+    st->k_block = relay_cpu_carve(base, &used, tokens * st->k_stride * sizeof(float));
+    st->v_block = kind->v_from_k
+                      ? st->k_block
+                      : relay_cpu_carve(base, &used, tokens * st->v_stride * sizeof(float));
+    st->q = relay_cpu_carve(base, &used, n4 * st->rows.dqk * sizeof(float));
+    st->o = relay_cpu_carve(base, &used, n4 * st->rows.dv * sizeof(float));
     return used;
 }
 
@@ -116,88 +89,25 @@ static size_t portable_scratch_bytes(const struct relay_shape *shape, uint32_t p
 /* ---- rows --------------------------------------------------------------------------------------
  */
 
-/* Scales and packs q, finds what each packed row sees, empties the running state. */
-static void rows_begin(struct state *st)
+/* Scales and packs q, empties the running state; lanes without a row do what their neighbour does.
+ */
+static void rows_begin(struct state *st, const struct relay_cpu_attend *work)
 {
-    const struct relay_problem *problem = st->work->problem;
-    const struct relay_item *item = st->work->item;
-    const struct relay_layer_kind *kind = &st->shape->kind;
-    size_t elem = relay_dtype_size(st->shape->io_dtype);
-    uint32_t head = st->work->kv_head * st->group; /* the group's first query head */
-    double scale = kind->scale * (double)relay_kv_scale(problem->kv.k_scale, st->work->kv_head);
-    scale = kind->softcap > 0.0f ? scale / kind->softcap : scale * LOG2E;
-
-    for (uint32_t r = 0; r < item->row_count; r++) {
-        const struct relay_plan_row *row = &problem->plan->rows[item->row_begin + r];
-        const unsigned char *q = problem->ios[row->io].q;
-        struct interval see;
-        relay_plan_interval(kind, row->position, st->segment->position, st->segment->tokens,
-                            &see.lo, &see.hi);
-        see.lo = see.lo > item->token_begin ? see.lo : item->token_begin;
-        see.hi = see.hi < item->token_end ? see.hi : item->token_end;
-        if (see.lo >= see.hi) {
-            see.lo = see.hi = item->token_begin;
-        }
-        relay_dtype_convert(RELAY_DTYPE_F32, st->q + (size_t)r * st->group * st->dqk,
-                            st->shape->io_dtype,
-                            q + ((size_t)row->row * kind->num_q_heads + head) * st->dqk * elem,
-                            st->group * st->dqk);
-        for (uint32_t h = 0; h < st->group; h++) {
-            uint32_t i = r * st->group + h;
-            st->see[i] = see;
-            st->origin[i] = (float)(see.hi == 0 ? 0 : see.hi - 1);
-            st->slope[i] =
-                kind->alibi_slopes == NULL ? 0.0f : (float)(kind->alibi_slopes[head + h] * LOG2E);
-        }
+    struct relay_cpu_rows *rows = &st->rows;
+    size_t n4 = up_to(rows->n, LANES);
+    relay_cpu_rows_begin(rows, work, (uint32_t)n4);
+    for (uint32_t i = 0; i < rows->n; i++) {
+        relay_dtype_convert(RELAY_DTYPE_F32, st->q + i * rows->dqk, st->shape->io_dtype,
+                            relay_cpu_rows_q(rows, i), rows->dqk);
     }
-    for (size_t i = 0; i < st->n * st->dqk; i++) {
-        st->q[i] *= (float)scale;
+    for (size_t i = 0; i < rows->n * rows->dqk; i++) {
+        st->q[i] *= rows->score_scale;
     }
-    size_t n4 = up_to(st->n, LANES);
-    memset(st->q + st->n * st->dqk, 0, (n4 - st->n) * st->dqk * sizeof(float));
-    memset(st->o, 0, n4 * st->dv * sizeof(float));
+    memset(st->q + rows->n * rows->dqk, 0, (n4 - rows->n) * rows->dqk * sizeof(float));
+    memset(st->o, 0, n4 * rows->dv * sizeof(float));
     for (size_t i = 0; i < n4; i++) {
         st->m[i] = -INFINITY;
         st->l[i] = 0.0f;
-    }
-    for (size_t i = st->n; i < n4; i++) { /* lanes without a row: same as their neighbour */
-        st->see[i] = st->see[st->n - 1];
-        st->slope[i] = st->slope[st->n - 1];
-        st->origin[i] = st->origin[st->n - 1];
-    }
-}
-
-/* Normalises and hands over; LSE stays base 2, measured from the row's own position. */
-static void rows_end(const struct state *st)
-{
-    const struct relay_cpu_attend *work = st->work;
-    const struct relay_problem *problem = work->problem;
-    const struct relay_layer_kind *kind = &st->shape->kind;
-    const float *scales = kind->v_from_k ? problem->kv.k_scale : problem->kv.v_scale;
-    float v_scale = relay_kv_scale(scales, work->kv_head);
-    for (uint32_t i = 0; i < st->n; i++) {
-        uint32_t r = i / st->group;
-        uint32_t h = i % st->group;
-        const struct relay_plan_row *row = &problem->plan->rows[work->item->row_begin + r];
-        const float *o = st->o + i * st->dv;
-        float *out = work->to.out + r * work->to.out_stride + h * st->dv;
-        float *lse = &work->to.lse[r * work->to.lse_stride + h];
-        if (st->l[i] == 0.0f) {
-            memset(out, 0, st->dv * sizeof(float));
-            *lse = -INFINITY;
-            continue;
-        }
-        float inverse = v_scale / st->l[i];
-        for (size_t d = 0; d < st->dv; d++) {
-            out[d] = o[d] * inverse;
-        }
-        double m = isinf(st->m[i]) && st->m[i] < 0.0f ? 0.0 : (double)st->m[i];
-        double log2_sum = m + log2((double)st->l[i]);
-        if (st->slope[i] != 0.0f) {
-            double distance = (double)st->origin[i] + st->segment->position - row->position;
-            log2_sum += (double)st->slope[i] * distance;
-        }
-        *lse = (float)log2_sum;
     }
 }
 
@@ -228,42 +138,34 @@ static void convert(float *dst, size_t dst_stride, enum relay_dtype dtype, const
 /* K or V rows of tokens [begin, end): in place when they are float32 and lie side by side, else
  * converted into room. */
 static const float *block_rows(const struct state *st, uint32_t begin, uint32_t end,
-                               const unsigned char *base, size_t dim, float *room, size_t *stride)
+                               const void *base, size_t dim, float *room, size_t *stride)
 {
-    const struct relay_problem *problem = st->work->problem;
-    uint32_t page_tokens = problem->plan->page_tokens;
     enum relay_dtype dtype = st->shape->kv_dtype;
-    const uint32_t *pages = problem->plan->pages + st->segment->page_begin;
-    for (uint32_t t = begin; t < end;) {
-        uint32_t in_page = t % page_tokens;
-        uint32_t left = page_tokens - in_page;
-        uint32_t count = end - t < left ? end - t : left;
-        const unsigned char *src = base + pages[t / page_tokens] * problem->kv.page_stride +
-                                   relay_page_offset(page_tokens, dim, relay_dtype_size(dtype),
-                                                     st->work->kv_head, in_page);
+    uint32_t count;
+    for (uint32_t t = begin; t < end; t += count) {
+        const unsigned char *src = relay_cpu_page_run(&st->rows, base, dim, t, end, &count);
         if (dtype == RELAY_DTYPE_F32 && count == end - begin && (uintptr_t)src % 16 == 0) {
             *stride = dim;
             return (const float *)(const void *)src;
         }
         convert(room + (t - begin) * *stride, *stride, dtype, src, dim, count);
-        t += count;
     }
     return room;
 }
 
 static void block_load(const struct state *st, uint32_t begin, uint32_t end, struct block *block)
 {
-    const struct relay_kv_layer *kv = &st->work->problem->kv;
+    const struct relay_kv_layer *kv = &st->rows.work->problem->kv;
     block->begin = begin;
     block->end = end;
     block->k_stride = st->k_stride;
     block->v_stride = st->v_stride;
-    block->k = block_rows(st, begin, end, kv->k, st->dqk, st->k_block, &block->k_stride);
+    block->k = block_rows(st, begin, end, kv->k, st->rows.dqk, st->k_block, &block->k_stride);
     if (st->shape->kind.v_from_k) {
         block->v = block->k;
         block->v_stride = block->k_stride;
     } else {
-        block->v = block_rows(st, begin, end, kv->v, st->dv, st->v_block, &block->v_stride);
+        block->v = block_rows(st, begin, end, kv->v, st->rows.dv, st->v_block, &block->v_stride);
     }
 }
 
@@ -449,19 +351,19 @@ static void values(uint32_t nr, const float *p, const float *v, size_t v_stride,
 
 /* Softcap, ALiBi and masks on the scores of tokens [see.lo, see.hi) of a tile; s starts at see.lo.
  */
-static void scores_adjust(const struct state *st, uint32_t tile, struct interval see,
-                          const struct interval *lane)
+static void scores_adjust(const struct state *st, uint32_t tile, struct relay_cpu_interval see,
+                          const struct relay_cpu_interval *lane)
 {
-    if (st->softcap != 0.0f) {
-        v4f cap = lanes_splat(st->softcap);
+    if (st->rows.softcap != 0.0f) {
+        v4f cap = lanes_splat(st->rows.softcap);
         for (uint32_t t = 0; t < see.hi - see.lo; t++) {
             float *s = st->s + t * LANES;
             lanes_store(s, cap * lanes_tanh(lanes_load(s)));
         }
     }
     if (st->shape->kind.alibi_slopes != NULL) {
-        v4f slope = lanes_load(st->slope + tile);
-        v4f origin = lanes_load(st->origin + tile);
+        v4f slope = lanes_load(st->rows.slope + tile);
+        v4f origin = lanes_load(st->rows.origin + tile);
         for (uint32_t t = see.lo; t < see.hi; t++) {
             float *s = st->s + (t - see.lo) * LANES;
             lanes_store(s, lanes_load(s) + slope * (lanes_splat((float)t) - origin));
@@ -503,9 +405,9 @@ static void softmax(const struct state *st, uint32_t tile, uint32_t tokens)
     lanes_store(st->m + tile, m);
     for (uint32_t i = 0; i < LANES; i++) {
         if (alpha[i] != 1.0f) { /* times 1 would change no bit */
-            float *o = st->o + (tile + i) * st->dv;
+            float *o = st->o + (tile + i) * st->rows.dv;
             v4f factor = lanes_splat(alpha[i]);
-            for (size_t d = 0; d < st->dv; d += LANES) {
+            for (size_t d = 0; d < st->rows.dv; d += LANES) {
                 lanes_store(o + d, lanes_load(o + d) * factor);
             }
         }
@@ -516,11 +418,11 @@ static void softmax(const struct state *st, uint32_t tile, uint32_t tokens)
 static void tile_block(const struct state *st, const struct block *block, uint32_t tile,
                        uint32_t nr)
 {
-    struct interval lane[LANES];
-    struct interval all = {UINT32_MAX, 0};              /* some row sees these */
-    struct interval every = {block->begin, block->end}; /* every row sees these */
+    struct relay_cpu_interval lane[LANES];
+    struct relay_cpu_interval all = {UINT32_MAX, 0};              /* some row sees these */
+    struct relay_cpu_interval every = {block->begin, block->end}; /* every row sees these */
     for (uint32_t i = 0; i < LANES; i++) {
-        struct interval see = st->see[tile + i];
+        struct relay_cpu_interval see = st->rows.see[tile + i];
         lane[i].lo = see.lo > block->begin ? see.lo : block->begin;
         lane[i].hi = see.hi < block->end ? see.hi : block->end;
         if (lane[i].lo >= lane[i].hi) {
@@ -542,7 +444,8 @@ static void tile_block(const struct state *st, const struct block *block, uint32
         }
     }
     const float *k = block->k + (all.lo - block->begin) * block->k_stride;
-    scores(nr, st->dqk, st->q + tile * st->dqk, k, block->k_stride, all.hi - all.lo, st->s);
+    scores(nr, st->rows.dqk, st->q + tile * st->rows.dqk, k, block->k_stride, all.hi - all.lo,
+           st->s);
     scores_adjust(st, tile, all, lane);
     softmax(st, tile, all.hi - all.lo);
 
@@ -556,7 +459,7 @@ static void tile_block(const struct state *st, const struct block *block, uint32
             if (every.lo < every.hi) {
                 values(nr, st->p + (every.lo - all.lo) * LANES * LANES,
                        v + (every.lo - block->begin) * block->v_stride, block->v_stride,
-                       every.hi - every.lo, st->o + tile * st->dv, st->dv);
+                       every.hi - every.lo, st->o + tile * st->rows.dv, st->rows.dv);
             }
             continue;
         }
@@ -566,7 +469,7 @@ static void tile_block(const struct state *st, const struct block *block, uint32
             if (lo < hi) {
                 values(1, st->p + ((lo - all.lo) * LANES + i) * LANES,
                        v + (lo - block->begin) * block->v_stride, block->v_stride, hi - lo,
-                       st->o + (tile + i) * st->dv, st->dv);
+                       st->o + (tile + i) * st->rows.dv, st->rows.dv);
             }
         }
     }
@@ -576,30 +479,24 @@ static void portable_attend(const struct relay_cpu_attend *work)
 {
     const struct relay_problem *problem = work->problem;
     const struct relay_item *item = work->item;
-    const struct relay_layer_kind *kind = &problem->shape->kind;
-    struct state st = {
-        .work = work,
-        .shape = problem->shape,
-        .segment = &problem->plan->segments[item->segment],
-        .group = kind->num_q_heads / kind->num_kv_heads,
-        .block_tokens = problem->plan->block_tokens,
-        .softcap = (float)(kind->softcap * LOG2E),
-    };
-    st.n = item->row_count * st.group;
-    scratch_layout(&st, work->scratch, st.n);
-    rows_begin(&st);
+    struct state st = {.shape = problem->shape, .block_tokens = problem->plan->block_tokens};
+    relay_cpu_rows_of(&st.rows, work);
+    scratch_layout(&st, work->scratch, st.rows.n);
+    rows_begin(&st, work);
     for (uint32_t t = item->token_begin; t < item->token_end;) {
         uint32_t step = st.block_tokens - t % st.block_tokens; /* to the grid */
         uint32_t end = item->token_end - t < step ? item->token_end : t + step;
         struct block block;
         block_load(&st, t, end, &block);
-        for (uint32_t tile = 0; tile < st.n; tile += LANES) {
-            uint32_t left = st.n - tile;
+        for (uint32_t tile = 0; tile < st.rows.n; tile += LANES) {
+            uint32_t left = st.rows.n - tile;
             tile_block(&st, &block, tile, left < LANES ? left : LANES);
         }
         t = end;
     }
-    rows_end(&st);
+    for (uint32_t i = 0; i < st.rows.n; i++) {
+        relay_cpu_rows_end(&st.rows, i, st.o + i * st.rows.dv, st.m[i], st.l[i]);
+    }
 }
 
 const struct relay_cpu_isa relay_cpu_isa_portable = {

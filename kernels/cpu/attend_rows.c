@@ -10,6 +10,17 @@ void *relay_cpu_carve(unsigned char *base, size_t *used, size_t bytes)
     return p;
 }
 
+void relay_cpu_rows_of(struct relay_cpu_rows *rows, const struct relay_cpu_attend *work)
+{
+    const struct relay_problem *problem = work->problem;
+    const struct relay_layer_kind *kind = &problem->shape->kind;
+    rows->work = work;
+    rows->segment = &problem->plan->segments[work->item->segment];
+    rows->group = kind->num_q_heads / kind->num_kv_heads;
+    rows->n = work->item->row_count * rows->group;
+    rows->packed = relay_cpu_pages_packed(problem->shape, problem->plan->page_tokens);
+}
+
 void relay_cpu_rows_layout(struct relay_cpu_rows *rows, const struct relay_shape *shape,
                            unsigned char *base, size_t *used, uint32_t padded)
 {

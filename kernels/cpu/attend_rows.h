@@ -8,8 +8,11 @@
 
 #include "core/host_memory.h"
 #include "cpu/isa.h"
+#include "cpu/pages.h"
 
 #define RELAY_CPU_LOG2E 1.44269504088896340736
+/* Kernels walk a segment in blocks of so many tokens, on the grid from its first. */
+#define RELAY_CPU_BLOCK_TOKENS 64u
 
 /* Segment tokens [lo, hi). */
 struct relay_cpu_interval {
@@ -23,6 +26,7 @@ struct relay_cpu_rows {
     const struct relay_plan_segment *segment;
     uint32_t group; /* query heads per KV head */
     uint32_t n;     /* packed rows */
+    bool packed;    /* K/V pages are as pages.h packs them */
     size_t dqk;
     size_t dv;
     float score_scale;              /* of q.k before softcap; base 2 where there is no softcap */
@@ -35,10 +39,12 @@ struct relay_cpu_rows {
 /* Gives out scratch in order, 64-byte aligned; with a NULL base it only counts. */
 void *relay_cpu_carve(unsigned char *base, size_t *used, size_t bytes);
 
-/* Sets all but the arrays' content; arrays are carved for `padded` rows. */
+/* What follows from the work alone. */
+void relay_cpu_rows_of(struct relay_cpu_rows *rows, const struct relay_cpu_attend *work);
+/* Sets dims and arrays, not their content; arrays are carved for `padded` rows. */
 void relay_cpu_rows_layout(struct relay_cpu_rows *rows, const struct relay_shape *shape,
                            unsigned char *base, size_t *used, uint32_t padded);
-/* Fills the arrays; rows past n repeat the last one up to padded. */
+/* Fills the arrays and the scales; rows past n repeat the last one up to padded. */
 void relay_cpu_rows_begin(struct relay_cpu_rows *rows, const struct relay_cpu_attend *work,
                           uint32_t padded);
 /* The query vector of a packed row, in the io's dtype: [dqk]. */
@@ -48,20 +54,29 @@ const void *relay_cpu_rows_q(const struct relay_cpu_rows *rows, uint32_t i);
 void relay_cpu_rows_end(const struct relay_cpu_rows *rows, uint32_t i, const float *o, float m,
                         float l);
 
-/* A run of tokens of one page, which lie side by side: rows [dim] of token t on, *count of them. */
+/* The KV head's K or V image [page_tokens,dim] in the page that holds token t. */
+static inline const unsigned char *relay_cpu_page_head(const struct relay_cpu_rows *rows,
+                                                       const void *base, size_t dim, uint32_t t)
+{
+    const struct relay_problem *problem = rows->work->problem;
+    uint32_t page_tokens = problem->plan->page_tokens;
+    uint32_t page = problem->plan->pages[rows->segment->page_begin + t / page_tokens];
+    return (const unsigned char *)base + page * problem->kv.page_stride +
+           relay_page_offset(page_tokens, dim, relay_dtype_size(problem->shape->kv_dtype),
+                             rows->work->kv_head, 0);
+}
+
+/* Plain pages: a run of tokens of one page, rows [dim] of token t on, *count of them. */
 static inline const unsigned char *relay_cpu_page_run(const struct relay_cpu_rows *rows,
                                                       const void *base, size_t dim, uint32_t t,
                                                       uint32_t end, uint32_t *count)
 {
     const struct relay_problem *problem = rows->work->problem;
-    uint32_t page_tokens = problem->plan->page_tokens;
-    uint32_t page = problem->plan->pages[rows->segment->page_begin + t / page_tokens];
-    uint32_t in_page = t % page_tokens;
-    uint32_t left = page_tokens - in_page;
+    uint32_t in_page = t % problem->plan->page_tokens;
+    uint32_t left = problem->plan->page_tokens - in_page;
     *count = end - t < left ? end - t : left;
-    return (const unsigned char *)base + page * problem->kv.page_stride +
-           relay_page_offset(page_tokens, dim, relay_dtype_size(problem->shape->kv_dtype),
-                             rows->work->kv_head, in_page);
+    return relay_cpu_page_head(rows, base, dim, t) +
+           in_page * dim * relay_dtype_size(problem->shape->kv_dtype);
 }
 
 #endif

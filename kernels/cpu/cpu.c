@@ -3,6 +3,7 @@
 #include "cpu/cpu_internal.h"
 
 #include "core/host_memory.h"
+#include "cpu/pages.h"
 
 #include <stdlib.h>
 
@@ -36,6 +37,7 @@ static enum relay_code cpu_open(const struct relay_backend_options *options,
         cpu_close(&cpu->base);
         return code;
     }
+    cpu->packs_pages = cpu->isas.list[0]->packs_pages;
     cpu->base.vtable = &relay_backend_cpu_vtable;
     cpu->base.info = (struct relay_backend_info){
         .name = "cpu",
@@ -86,6 +88,34 @@ static void cpu_plan_defaults(const struct relay_backend *backend, struct relay_
     in->item_rows_max = rows == 0 ? 1 : rows;
 }
 
+static bool packs(const struct relay_backend *backend, const struct relay_pages_span *span)
+{
+    return ((const struct cpu_backend *)backend)->packs_pages &&
+           relay_cpu_pages_packed(span->shape, span->page_tokens);
+}
+
+static enum relay_code cpu_pages_write(struct relay_backend *backend,
+                                       const struct relay_pages_span *span, const void *k,
+                                       const void *v, struct relay_error *err)
+{
+    if (!packs(backend, span)) {
+        return relay_host_pages_write(backend, span, k, v, err);
+    }
+    relay_cpu_pages_write(span, k, v);
+    return RELAY_OK;
+}
+
+static enum relay_code cpu_pages_read(struct relay_backend *backend,
+                                      const struct relay_pages_span *span, void *k, void *v,
+                                      struct relay_error *err)
+{
+    if (!packs(backend, span)) {
+        return relay_host_pages_read(backend, span, k, v, err);
+    }
+    relay_cpu_pages_read(span, k, v);
+    return RELAY_OK;
+}
+
 const struct relay_backend_vtable relay_backend_cpu_vtable = {
     .name = "cpu",
     .open = cpu_open,
@@ -98,8 +128,8 @@ const struct relay_backend_vtable relay_backend_cpu_vtable = {
     .release = relay_host_release,
     .io_alloc = relay_host_io_alloc,
     .io_free = relay_host_io_free,
-    .pages_write = relay_host_pages_write,
-    .pages_read = relay_host_pages_read,
+    .pages_write = cpu_pages_write,
+    .pages_read = cpu_pages_read,
     .workspace_bytes = cpu_workspace_bytes,
     .run = cpu_run,
     .wait = cpu_wait,

@@ -15,6 +15,7 @@
 struct cpu_job {
     struct relay_problem problem;
     const struct relay_cpu_isa *isa;
+    bool packed;                        /* K/V pages */
     struct relay_cpu_partials partials; /* row = partial row, head 0 = query head 0 */
     unsigned char *scratch;             /* [threads,scratch_stride] */
     size_t scratch_stride;              /* bytes */
@@ -25,6 +26,7 @@ struct cpu_job {
 struct cpu_backend {
     struct relay_backend base;
     struct relay_cpu_isas isas;
+    bool packs_pages; /* K/V pages are as pages.h has them, where it can */
     struct relay_cpu_pool *pool;
     uint64_t runs;                     /* tickets given out: the n-th run's is n */
     uint64_t last_stage[CPU_JOBS_MAX]; /* of the job in this slot */

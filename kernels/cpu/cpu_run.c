@@ -6,6 +6,7 @@
 #include "cpu/cpu_internal.h"
 
 #include "core/host_memory.h"
+#include "cpu/pages.h"
 
 #define APPEND_ROWS_OF_TASK 16u
 #define MERGE_ROWS_OF_TASK  4u
@@ -71,6 +72,8 @@ static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
     unsigned char *base = problem->workspace;
     job->problem = *problem;
     job->isa = relay_cpu_isa_for(&cpu->isas, problem->shape);
+    job->packed =
+        cpu->packs_pages && relay_cpu_pages_packed(problem->shape, problem->plan->page_tokens);
     job->append_rows = 0;
     for (uint32_t a = 0; a < problem->plan->num_appends; a++) {
         job->append_rows += problem->plan->appends[a].q_len;
@@ -105,7 +108,11 @@ static void append_task(void *context, uint32_t task, uint32_t thread)
         if (last > begin) {
             uint32_t from = first > begin ? first : begin;
             uint32_t to = last < end ? last : end;
-            relay_host_append_rows(&job->problem, append, from - first, to - from);
+            if (job->packed) {
+                relay_cpu_append_rows(&job->problem, append, from - first, to - from);
+            } else {
+                relay_host_append_rows(&job->problem, append, from - first, to - from);
+            }
         }
         first = last;
     }

@@ -6,34 +6,54 @@
 static const struct relay_cpu_isa *const built_in[] = {
 #ifdef RELAY_CPU_X86
     &relay_cpu_isa_avx512bf16,
+    &relay_cpu_isa_avx512,
+    &relay_cpu_isa_avx2,
 #endif
     &relay_cpu_isa_portable,
 };
 #define NUM_BUILT_IN (sizeof(built_in) / sizeof(built_in[0]))
 
+static bool is_available(const struct relay_cpu_isa *isa)
+{
+    return isa->available == NULL || isa->available();
+}
+
+/* Adds built_in[from] and what may stand behind it, up to the first that takes every shape. */
+static void add_from(struct relay_cpu_isas *isas, size_t from, bool only)
+{
+    for (size_t i = from; i < NUM_BUILT_IN; i++) {
+        const struct relay_cpu_isa *isa = built_in[i];
+        bool wanted = i == from || !only || isa->supports == NULL;
+        if (wanted && is_available(isa)) {
+            isas->list[isas->count++] = isa;
+            if (isa->supports == NULL) {
+                return;
+            }
+        }
+    }
+}
+
 enum relay_code relay_cpu_isas_choose(const char *force, struct relay_cpu_isas *out,
                                       struct relay_error *err)
 {
-    bool known = force == NULL || force[0] == '\0';
-    bool all = known;
     struct relay_cpu_isas isas = {.count = 0};
+    if (force == NULL || force[0] == '\0') {
+        add_from(&isas, 0, false);
+        *out = isas;
+        return RELAY_OK;
+    }
     for (size_t i = 0; i < NUM_BUILT_IN; i++) {
-        const struct relay_cpu_isa *isa = built_in[i];
-        bool wanted = all || strcmp(isa->name, force) == 0;
-        bool available = isa->available == NULL || isa->available();
-        known = known || wanted;
-        if (!all && wanted && !available) {
-            return RELAY_FAIL(err, RELAY_UNAVAILABLE, "this machine has no %s", isa->name);
+        if (strcmp(built_in[i]->name, force) != 0) {
+            continue;
         }
-        if (available && (wanted || i + 1 == NUM_BUILT_IN)) {
-            isas.list[isas.count++] = isa;
+        if (!is_available(built_in[i])) {
+            return RELAY_FAIL(err, RELAY_UNAVAILABLE, "this machine has no %s", force);
         }
+        add_from(&isas, i, true);
+        *out = isas;
+        return RELAY_OK;
     }
-    if (!known) {
-        return RELAY_FAIL(err, RELAY_NOT_FOUND, "no kernels \"%.32s\" are built in", force);
-    }
-    *out = isas;
-    return RELAY_OK;
+    return RELAY_FAIL(err, RELAY_NOT_FOUND, "no kernels \"%.32s\" are built in", force);
 }
 
 const struct relay_cpu_isa *relay_cpu_isa_for(const struct relay_cpu_isas *isas,

@@ -28,6 +28,7 @@ struct relay_cpu_isa {
     const char *name;
     bool (*available)(void); /* this machine and its system can run it; NULL = any can */
     bool (*supports)(const struct relay_shape *shape); /* NULL = every shape */
+    bool packs_pages;                                  /* reads K/V as pages.h has it */
     uint32_t block_tokens;                             /* what plans should use */
     uint32_t packed_rows_max; /* rows x heads of a group that still fit the caches well */
     size_t (*scratch_bytes)(const struct relay_shape *shape, uint32_t packed_rows,
@@ -36,18 +37,21 @@ struct relay_cpu_isa {
 };
 
 extern const struct relay_cpu_isa relay_cpu_isa_portable;
+extern const struct relay_cpu_isa relay_cpu_isa_avx2;
+extern const struct relay_cpu_isa relay_cpu_isa_avx512;
 extern const struct relay_cpu_isa relay_cpu_isa_avx512bf16;
 
-/* The tables a backend chooses among, best first; the last takes every shape. */
+/* The tables a backend chooses among, best first; the last takes every shape, and all of them want
+ * the same pages. */
 #define RELAY_CPU_ISAS_MAX 8u
 struct relay_cpu_isas {
     const struct relay_cpu_isa *list[RELAY_CPU_ISAS_MAX];
     uint32_t count;
 };
 
-/* Those this machine can run. force: the name of one, which then stands alone before the portable
- * one (NULL or "" = all). NOT_FOUND for a name that is not built in, UNAVAILABLE for one that this
- * machine cannot run. */
+/* Those this machine can run. force: the name of one, which then stands first, before the one that
+ * takes the shapes it does not (NULL or "" = all). NOT_FOUND for a name that is not built in,
+ * UNAVAILABLE for one that this machine cannot run. */
 RELAY_MUST_CHECK enum relay_code relay_cpu_isas_choose(const char *force,
                                                        struct relay_cpu_isas *out,
                                                        struct relay_error *err);

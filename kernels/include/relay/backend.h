@@ -79,9 +79,10 @@ RELAY_EXPORT void relay_backend_release(struct relay_backend *backend, void *bas
 RELAY_EXPORT void *relay_backend_io_alloc(struct relay_backend *backend, size_t bytes);
 RELAY_EXPORT void relay_backend_io_free(struct relay_backend *backend, void *memory);
 
-/* Where one layer's K/V lies inside pages: K of page id at k + id * page_stride, as
- * [Hkv,page_tokens,dqk] of kv_dtype; V likewise [Hkv,page_tokens,dv]. With v_from_k there is no V
- * and v is NULL. */
+/* Where one layer's K/V lies inside pages: K of page id at k + id * page_stride, the size of
+ * [Hkv,page_tokens,dqk] of kv_dtype, head after head; V likewise [Hkv,page_tokens,dv]. How a head's
+ * elements lie in its part is the backend's own: only pages_write, pages_read and run touch them.
+ * With v_from_k there is no V and v is NULL. */
 struct relay_kv_layer {
     void *k;
     void *v;

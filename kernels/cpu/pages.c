@@ -1,0 +1,179 @@
+#include "cpu/pages.h"
+
+#include "core/host_memory.h"
+
+#include <string.h>
+
+#define PAGE_STEP 64u /* the kernels' block */
+
+bool relay_cpu_pages_packed(const struct relay_shape *shape, uint32_t page_tokens)
+{
+    return page_tokens % PAGE_STEP == 0 && !shape->kind.v_from_k;
+}
+
+/* One of K and V of some pages: where a token's elements are. Units are the p elements that lie
+ * together in K, single elements in V. */
+struct image {
+    unsigned char *pages;
+    size_t page_stride;
+    size_t dim;
+    size_t elem;
+    uint32_t page_tokens;
+    bool pairs; /* p = 2 */
+    bool is_k;
+};
+
+static struct image k_image(const struct relay_shape *shape, const struct relay_kv_layer *kv,
+                            uint32_t page_tokens)
+{
+    return (struct image){.pages = kv->k,
+                          .page_stride = kv->page_stride,
+                          .dim = shape->kind.head_dim_qk,
+                          .elem = relay_dtype_size(shape->kv_dtype),
+                          .page_tokens = page_tokens,
+                          .pairs = shape->kv_dtype == RELAY_DTYPE_BF16,
+                          .is_k = true};
+}
+
+static struct image v_image(const struct relay_shape *shape, const struct relay_kv_layer *kv,
+                            uint32_t page_tokens)
+{
+    struct image image = k_image(shape, kv, page_tokens);
+    image.pages = kv->v;
+    image.dim = shape->kind.head_dim_v;
+    image.is_k = false;
+    return image;
+}
+
+/* A token's elements: `count` units of `bytes`, `step` bytes apart, from the returned one on. */
+static unsigned char *token_at(const struct image *image, const uint32_t *pages, uint32_t token,
+                               uint32_t head, size_t *count, size_t *bytes, size_t *step)
+{
+    uint32_t in_page = token % image->page_tokens;
+    unsigned char *at = image->pages + pages[token / image->page_tokens] * image->page_stride +
+                        relay_page_offset(image->page_tokens, image->dim, image->elem, head, 0);
+    if (image->is_k) {
+        *bytes = image->pairs ? 2 * image->elem : image->elem;
+        *count = image->pairs ? image->dim / 2 : image->dim;
+        *step = image->page_tokens * *bytes;
+        return at + in_page * *bytes;
+    }
+    if (image->pairs) {
+        *bytes = image->elem;
+        *count = image->dim;
+        *step = 2 * image->elem;
+        return at + (in_page / 2 * 2 * image->dim + in_page % 2) * image->elem;
+    }
+    *bytes = image->dim * image->elem;
+    *count = 1;
+    *step = 0;
+    return at + in_page * image->dim * image->elem;
+}
+
+#define STRIDED(type, to, to_step, from, from_step, count)                                         \
+    do {                                                                                           \
+        for (size_t i_ = 0; i_ < (count); i_++) {                                                  \
+            type x_;                                                                               \
+            memcpy(&x_, (from) + i_ * (from_step), sizeof(x_));                                    \
+            memcpy((to) + i_ * (to_step), &x_, sizeof(x_));                                        \
+        }                                                                                          \
+    } while (0)
+
+static void copy_units(unsigned char *to, size_t to_step, const unsigned char *from,
+                       size_t from_step, size_t count, size_t bytes)
+{
+    switch (count == 1 ? 0 : bytes) {
+    case 1:
+        STRIDED(uint8_t, to, to_step, from, from_step, count);
+        break;
+    case 2:
+        STRIDED(uint16_t, to, to_step, from, from_step, count);
+        break;
+    case 4:
+        STRIDED(uint32_t, to, to_step, from, from_step, count);
+        break;
+    default:
+        memcpy(to, from, bytes);
+        break;
+    }
+}
+
+static void put_token(const struct image *image, const uint32_t *pages, uint32_t token,
+                      uint32_t head, const unsigned char *from)
+{
+    size_t count, bytes, step;
+    unsigned char *to = token_at(image, pages, token, head, &count, &bytes, &step);
+    copy_units(to, step, from, bytes, count, bytes);
+}
+
+/* host [token_count,Hkv,dim] */
+static void write_image(const struct relay_pages_span *span, const struct image *image,
+                        const unsigned char *host)
+{
+    uint32_t heads = span->shape->kind.num_kv_heads;
+    size_t row = image->dim * image->elem;
+    for (uint32_t h = 0; h < heads; h++) { /* so that a head's part of a page stays in the cache */
+        for (uint32_t i = 0; i < span->token_count; i++) {
+            put_token(image, span->pages, span->token_begin + i, h,
+                      host + ((size_t)i * heads + h) * row);
+        }
+    }
+}
+
+static void read_image(const struct relay_pages_span *span, const struct image *image,
+                       unsigned char *host)
+{
+    uint32_t heads = span->shape->kind.num_kv_heads;
+    size_t row = image->dim * image->elem;
+    for (uint32_t h = 0; h < heads; h++) {
+        for (uint32_t i = 0; i < span->token_count; i++) {
+            size_t count, bytes, step;
+            const unsigned char *from =
+                token_at(image, span->pages, span->token_begin + i, h, &count, &bytes, &step);
+            copy_units(host + ((size_t)i * heads + h) * row, bytes, from, step, count, bytes);
+        }
+    }
+}
+
+void relay_cpu_pages_write(const struct relay_pages_span *span, const void *k, const void *v)
+{
+    struct image k_to = k_image(span->shape, &span->kv, span->page_tokens);
+    struct image v_to = v_image(span->shape, &span->kv, span->page_tokens);
+    write_image(span, &k_to, k);
+    write_image(span, &v_to, v);
+}
+
+void relay_cpu_pages_read(const struct relay_pages_span *span, void *k, void *v)
+{
+    struct image k_from = k_image(span->shape, &span->kv, span->page_tokens);
+    struct image v_from = v_image(span->shape, &span->kv, span->page_tokens);
+    read_image(span, &k_from, k);
+    read_image(span, &v_from, v);
+}
+
+void relay_cpu_append_rows(const struct relay_problem *problem, const struct relay_append *append,
+                           uint32_t first, uint32_t count)
+{
+    const struct relay_shape *shape = problem->shape;
+    const struct relay_plan *plan = problem->plan;
+    const struct relay_io *io = &problem->ios[append->io];
+    const uint32_t *pages = plan->pages + plan->segments[append->segment].page_begin;
+    struct image k_to = k_image(shape, &problem->kv, plan->page_tokens);
+    struct image v_to = v_image(shape, &problem->kv, plan->page_tokens);
+    size_t io_elem = relay_dtype_size(shape->io_dtype);
+    uint32_t heads = shape->kind.num_kv_heads;
+    unsigned char row[RELAY_HEAD_DIM_MAX * sizeof(float)];
+    for (uint32_t i = first; i < first + count; i++) {
+        uint32_t token = append->token_begin + i;
+        size_t src_row = (size_t)append->row_begin + i;
+        for (uint32_t h = 0; h < heads; h++) {
+            size_t src = (src_row * heads + h) * io_elem;
+            relay_host_store_row(shape, row, (const unsigned char *)io->k + src * k_to.dim,
+                                 k_to.dim, relay_kv_scale(problem->kv.k_scale, h));
+            put_token(&k_to, pages, token, h, row);
+            relay_host_store_row(shape, row, (const unsigned char *)io->v + src * v_to.dim,
+                                 v_to.dim, relay_kv_scale(problem->kv.v_scale, h));
+            put_token(&v_to, pages, token, h, row);
+        }
+    }
+}
