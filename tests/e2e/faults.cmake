@@ -5,7 +5,7 @@ target_include_directories(relay_faults_kit PUBLIC ${PROJECT_SOURCE_DIR}/tests)
 target_link_libraries(relay_faults_kit
   PUBLIC relay_testlib_server relay_wire PkgConfig::GRPC PRIVATE relay_flags relay_kernels)
 
-foreach(name kill peer reader)
+foreach(name kill peer reader streams fds limits prompts pool stop clock)
   relay_test(NAME e2e.faults_${name} SOURCES faults_${name}_test.c
     LIBS relay_faults_kit Threads::Threads LABELS e2e TIMEOUT 300)
   if(RELAY_SANITIZE)

@@ -45,7 +45,7 @@ static bool attached(struct victim *v)
 {
     return faults_engine_open(&v->engine, &v->peer, &model, v->number, LEASE_MS, 0, &err) ==
                RELAY_OK &&
-           faults_engine_requests(&v->engine, "p", REQUESTS, &err) == RELAY_OK &&
+           faults_engine_requests(&v->engine, "p", REQUESTS, 0, &err) == RELAY_OK &&
            faults_engine_attach(&v->engine, &err) == RELAY_OK;
 }
 
@@ -115,7 +115,7 @@ static bool idle_session(struct victim *v)
 {
     return faults_engine_open(&v->engine, &v->peer, &model, v->number, LEASE_MS, 0, &err) ==
                RELAY_OK &&
-           faults_engine_requests(&v->engine, "p", REQUESTS, &err) == RELAY_OK;
+           faults_engine_requests(&v->engine, "p", REQUESTS, 0, &err) == RELAY_OK;
 }
 
 static const struct {
@@ -254,7 +254,7 @@ static void test_a_thousand_kills_leave_nothing(void)
     CHECK_OK(faults_register(&peer, &model, "p", TOKENS, 1, false, &err), err);
     CHECK(faults_counts(&peer, server.pid, &start));
     CHECK_OK(faults_engine_open(&engine, &peer, &model, 1, 600000, 0, &err), err);
-    CHECK_OK(faults_engine_requests(&engine, "p", BYSTANDERS, &err), err);
+    CHECK_OK(faults_engine_requests(&engine, "p", BYSTANDERS, 0, &err), err);
     CHECK_OK(faults_engine_attach(&engine, &err), err);
     CHECK_OK(faults_engine_step(&engine, ++steps, 0, RELAY_PART_FULL, want, NULL, &err), err);
     const uint64_t began_ms = faults_now_ms();

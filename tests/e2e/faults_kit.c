@@ -2,6 +2,7 @@
 #include "testlib/rng.h"
 
 #include <dirent.h>
+#include <proto/wire/attend.h>
 #include <proto/wire/convert.h>
 #include <proto/wire/upload.h>
 #include <stdio.h>
@@ -297,7 +298,8 @@ enum relay_code faults_engine_open(struct faults_engine *engine, struct faults_p
 }
 
 enum relay_code faults_engine_requests(struct faults_engine *engine, const char *prompt_id,
-                                       uint32_t n, struct relay_error *err)
+                                       uint32_t n, uint32_t tokens_reserved,
+                                       struct relay_error *err)
 {
     Relay__V1__OpenRequestsRequest request = RELAY__V1__OPEN_REQUESTS_REQUEST__INIT;
     Relay__V1__OpenRequest one = RELAY__V1__OPEN_REQUEST__INIT;
@@ -306,6 +308,7 @@ enum relay_code faults_engine_requests(struct faults_engine *engine, const char 
     if (prompt_id != NULL) {
         one.prompt_id = (char *)(uintptr_t)prompt_id;
     }
+    one.tokens_reserved = tokens_reserved;
     for (uint32_t i = 0; i < n; i++) {
         all[i] = &one;
     }
@@ -411,10 +414,16 @@ bool faults_engine_begin(struct faults_engine *engine, uint64_t step_id, uint32_
     return send_plain(engine, &request);
 }
 
+/* What the tensors of a layer are made from. */
+static uint64_t seed_of(const struct faults_engine *engine, uint32_t position, uint32_t layer)
+{
+    return engine->seed * 7919u + position * 31u + layer;
+}
+
 bool faults_engine_call(struct faults_engine *engine, uint64_t step_id, uint32_t position,
                         uint32_t q_len, uint32_t layer, enum relay_part part, uint32_t timeout_ms)
 {
-    const uint64_t seed = engine->seed * 7919u + position * 31u + layer;
+    const uint64_t seed = seed_of(engine, position, layer);
     const size_t rows = (size_t)engine->num_requests * q_len;
     const size_t kv = part == RELAY_PART_PROMPT_ONLY ? 0 : rows * faults_kv_floats(engine->model);
     struct relay_wire_stream_request request = {.kind = RELAY_WIRE_STREAM_CALL};
@@ -540,5 +549,51 @@ enum relay_code faults_engine_step(struct faults_engine *engine, uint64_t step_i
     if (at != NULL) {
         *at = layer;
     }
+    return code;
+}
+
+enum relay_code faults_engine_unary(struct faults_engine *engine, uint64_t step_id,
+                                    uint32_t position, uint32_t layer, float *out,
+                                    struct relay_error *err)
+{
+    const uint64_t seed = seed_of(engine, position, layer);
+    const size_t rows = engine->num_requests, kv = rows * faults_kv_floats(engine->model);
+    const size_t n = rows * faults_q_floats(engine->model);
+    uint32_t q_lens[FAULTS_REQUESTS_MAX], positions[FAULTS_REQUESTS_MAX];
+    struct relay_wire_attend_response response;
+    struct relay_wire_view view;
+    grpc_byte_buffer *answer = NULL;
+    for (size_t i = 0; i < rows; i++) {
+        q_lens[i] = 1;
+        positions[i] = position;
+    }
+    struct relay_wire_attend_request request = {
+        .session_bytes = RELAY_WIRE_SESSION_BYTES,
+        .layer = layer,
+        .step_id = step_id,
+        .entries = {.handles = engine->handles,
+                    .q_lens = q_lens,
+                    .positions = positions,
+                    .num_handles = engine->num_requests,
+                    .num_q_lens = engine->num_requests,
+                    .num_positions = engine->num_requests},
+    };
+    memcpy(request.session, engine->token, sizeof(engine->token));
+    enum relay_code code = faults_unary_bytes(
+        engine->peer, "BatchedRelayAttention",
+        relay_wire_attend_request_encode(&request, floats(kv, seed ^ 1), floats(kv, seed ^ 2),
+                                         floats(n, seed ^ 3)),
+        FAULTS_TIMEOUT_MS, &answer, err);
+    if (code != RELAY_OK) {
+        return code;
+    }
+    code = relay_wire_view_init(&view, answer, err);
+    if (code == RELAY_OK) {
+        code = relay_wire_attend_response_decode(&view, &response, err);
+    }
+    if (code == RELAY_OK && response.out.length == n * sizeof(float)) {
+        relay_wire_gather(&view, response.out, out);
+    }
+    grpc_byte_buffer_destroy(answer);
     return code;
 }

@@ -81,9 +81,10 @@ struct faults_engine {
 enum relay_code faults_engine_open(struct faults_engine *engine, struct faults_peer *peer,
                                    const struct faults_model *model, uint64_t seed,
                                    uint32_t lease_ms, uint32_t rows_max, struct relay_error *err);
-/* n more requests on the prompt (NULL = none). */
+/* n more requests on the prompt (NULL = none), with room for so many context tokens each. */
 enum relay_code faults_engine_requests(struct faults_engine *engine, const char *prompt_id,
-                                       uint32_t n, struct relay_error *err);
+                                       uint32_t n, uint32_t tokens_reserved,
+                                       struct relay_error *err);
 /* Closes the session's requests from the first on. */
 enum relay_code faults_engine_drop(struct faults_engine *engine, uint32_t n,
                                    struct relay_error *err);
@@ -119,5 +120,9 @@ enum faults_event faults_engine_answer(struct faults_engine *engine, uint32_t ti
 enum relay_code faults_engine_step(struct faults_engine *engine, uint64_t step_id,
                                    uint32_t position, enum relay_part part, float *out, int *at,
                                    struct relay_error *err);
+/* One layer of such a step by a unary call. out [requests, Hq, D]. */
+enum relay_code faults_engine_unary(struct faults_engine *engine, uint64_t step_id,
+                                    uint32_t position, uint32_t layer, float *out,
+                                    struct relay_error *err);
 
 #endif

@@ -77,7 +77,7 @@ static void open_bystander(void)
     faults_peer_open(&by.peer, server.unix_target);
     CHECK_OK(faults_register(&by.peer, &model, "p", TOKENS, 1, false, &err), err);
     CHECK_OK(faults_engine_open(&by.engine, &by.peer, &model, 1, 600000, 0, &err), err);
-    CHECK_OK(faults_engine_requests(&by.engine, "p", 2, &err), err);
+    CHECK_OK(faults_engine_requests(&by.engine, "p", 2, 0, &err), err);
     CHECK_OK(faults_engine_attach(&by.engine, &err), err);
     step(by.want);
     CHECK_STILL();

@@ -37,7 +37,7 @@ static void test_others_begin(void)
     faults_peer_open(&own, server.unix_target);
     CHECK_OK(faults_register(&own, &model, "p", TOKENS, 1, false, &err), err);
     CHECK_OK(faults_engine_open(&other, &own, &model, 1, 600000, 2, &err), err);
-    CHECK_OK(faults_engine_requests(&other, "p", 2, &err), err);
+    CHECK_OK(faults_engine_requests(&other, "p", 2, 0, &err), err);
     CHECK_OK(faults_engine_attach(&other, &err), err);
     CHECK_OK(faults_engine_step(&other, ++steps, 0, RELAY_PART_FULL, want, NULL, &err), err);
     CHECK(faults_counts(&own, server.pid, &start));
@@ -80,7 +80,7 @@ static void open_reader(void)
     struct faults_answer answer;
     faults_peer_open(&peer, server.tcp_target);
     CHECK_OK(faults_engine_open(&reader, &peer, &model, 2, 600000, ROWS_ALL, &err), err);
-    CHECK_OK(faults_engine_requests(&reader, "p", REQUESTS, &err), err);
+    CHECK_OK(faults_engine_requests(&reader, "p", REQUESTS, 0, &err), err);
     CHECK_OK(faults_engine_attach(&reader, &err), err);
     CHECK(faults_engine_begin(&reader, 1, 0, ROWS, RELAY_PART_FULL));
     CHECK_EQ(faults_engine_answer(&reader, FAULTS_TIMEOUT_MS, NULL, 0, &answer), FAULTS_MESSAGE);
