@@ -34,7 +34,7 @@ static bool reach(struct faults_engine *engine, struct faults_peer *peer, const 
 {
     faults_peer_open(peer, target);
     bool sent = faults_engine_open(engine, peer, &model, 7, LEASE_MS, 0, &err) == RELAY_OK &&
-                faults_engine_requests(engine, "p", REQUESTS, &err) == RELAY_OK &&
+                faults_engine_requests(engine, "p", REQUESTS, 0, &err) == RELAY_OK &&
                 faults_engine_attach(engine, &err) == RELAY_OK &&
                 faults_engine_begin(engine, 1, 0, ROWS, RELAY_PART_FULL);
     for (uint32_t layer = 0; sent && layer < LAYERS; layer++) {
