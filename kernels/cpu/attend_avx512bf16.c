@@ -152,9 +152,8 @@ static void load_packed(struct state *st, const struct block *b)
     }
 }
 
-static void block_load(struct state *st, const struct block *b, const struct block *next)
+static void block_load(struct state *st, const struct block *b)
 {
-    (void)next;
     if (st->tiles.rows.packed) {
         load_packed(st, b);
     } else {
@@ -189,7 +188,11 @@ INLINE void scores_at(uint32_t nr, uint32_t nv, const struct state *st, uint32_t
             s[i][j] = vec_zero();
         }
     }
+    const struct share share = share_of(&st->tiles, tile, nv == VECS ? dq2 : 0);
     for (size_t d = 0; d < dq2; d++, k += st->k_stride) {
+        if (in_share(share, d)) {
+            ask_for(st->tiles.ahead.k + d * st->tiles.ahead.k_step, BLOCK * sizeof(pair_t));
+        }
         __m512bh key[VECS];
         for (uint32_t j = 0; j < nv; j++) {
             key[j] = (__m512bh)_mm512_loadu_si512(k + j * VEC_LANES);
@@ -234,7 +237,12 @@ INLINE void values_at(uint32_t nr, uint32_t nd, const struct state *st, uint32_t
             acc[i][j] = vec_load(tiles->o + (tile + i) * tiles->dvp + d + j * VEC_LANES);
         }
     }
+    const struct share share = share_of(tiles, tile, pairs);
     for (uint32_t t = 0; t < pairs; t++, v += tiles->dvp) {
+        if (in_share(share, t)) {
+            ask_for(tiles->ahead.v + (t * tiles->rows.dv + d) * sizeof(pair_t),
+                    nd * VEC_LANES * sizeof(pair_t));
+        }
         __m512bh value[4];
         for (uint32_t j = 0; j < nd; j++) {
             value[j] = (__m512bh)_mm512_loadu_si512(v + j * VEC_LANES);
