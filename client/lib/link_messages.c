@@ -43,13 +43,13 @@ void relay_link_dequeue(struct relay_link *link, struct relay_link_item *item)
 
 /* ---- out ---- */
 
-/* gRPC has read a tensor. Any thread; the call may be gone right after. */
+/* gRPC has read a tensor. Any thread; the call may be gone right after. gRPC hands the slice from
+ * thread to thread, which nobody else can see: the load pairs with the release in tensor(). */
 static void slice_read(void *user)
 {
     struct relay_step_call *call = user;
-    /* Acquires what tensor() released: gRPC's own hand-over is one that ThreadSanitizer cannot see.
-     */
-    atomic_fetch_sub_explicit(&call->slices, 1, memory_order_acq_rel);
+    (void)atomic_load_explicit(&call->slices, memory_order_acquire);
+    atomic_fetch_sub_explicit(&call->slices, 1, memory_order_release);
 }
 
 static grpc_slice tensor(struct relay_step_call *call, const void *data, size_t bytes)

@@ -234,12 +234,15 @@ enum relay_code relay_step_wait(struct relay_step *step, uint64_t ticket, struct
                           (unsigned long long)ticket);
     }
     *at = call->next_of_step;
-    enum relay_code code = call->error.code;
+    enum relay_code code;
     bool given_up = false;
     if (link != NULL) {
         code = relay_link_wait_call(link, call, deadline_us(step), &given_up, err);
-    } else if (code != RELAY_OK && err != NULL) {
-        *err = call->error;
+    } else {
+        code = call->error.code;
+        if (code != RELAY_OK && err != NULL) {
+            *err = call->error;
+        }
     }
     if (code == RELAY_OK) {
         step->timings = call->timings;
