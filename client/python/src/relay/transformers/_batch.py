@@ -36,7 +36,7 @@ class Batch:
         self._last = -1
         self._tokens = 0  # of each row in this pass, padding included
         self._valid: torch.Tensor | None = None  # [B,T] where not every token counts
-        self._q_lens: list[int] = []
+        self.q_lens: list[int] = []
         self.unpadded = 0  # newest columns in which every row has a token
 
     def abandon(self) -> None:
@@ -105,7 +105,7 @@ class Batch:
         assert self.step is not None
         out = q.new_empty(q.shape[0], q.shape[1], self.engine.spec.layers[layer].dv)
         tickets, begin, end = [], 0, 0
-        for row, n in enumerate(self._q_lens):
+        for row, n in enumerate(self.q_lens):
             end += n
             kept = tokens if self._valid is None else int(self._valid[row, -tokens:].sum())
             if kept:
@@ -145,10 +145,10 @@ class Batch:
             raise InvalidArgument(f"a batch of {batch} rows for {len(self.sequences)} sequences")
         self._valid = self._tokens_that_count(mask, batch, tokens)
         if self._valid is None:
-            self._q_lens = [tokens] * batch
+            self.q_lens = [tokens] * batch
         else:
-            self._q_lens = [int(n) for n in self._valid.sum(1)]
-        self.rows = sum(self._q_lens)
+            self.q_lens = [int(n) for n in self._valid.sum(1)]
+        self.rows = sum(self.q_lens)
         if self.rows == 0:
             raise InvalidArgument("attention_mask: no token of this pass counts")
         if self.rows > self.engine.rows_max:
@@ -159,7 +159,7 @@ class Batch:
         self._check_positions(position_ids, tokens)
         entries = [
             (sequence.request, sequence.length, n)
-            for sequence, n in zip(self.sequences, self._q_lens, strict=True)
+            for sequence, n in zip(self.sequences, self.q_lens, strict=True)
             if n > 0
         ]
         options: dict[str, Any] = {"want_lse": False, "want_timings": self.engine.want_timings}
@@ -208,10 +208,10 @@ class Batch:
         if self.engine.want_timings:
             self.engine.timings = step.timings
         step.end()
-        for sequence, n in zip(self.sequences, self._q_lens, strict=True):
+        for sequence, n in zip(self.sequences, self.q_lens, strict=True):
             sequence.length += n
         if self._valid is None:
-            self.unpadded += self._q_lens[0]
+            self.unpadded += self.q_lens[0]
         else:
             self.unpadded = int(self._valid.all(0).flip(0).cumprod(0).sum())
 
