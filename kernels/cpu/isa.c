@@ -5,6 +5,7 @@
 
 static const struct relay_cpu_isa *const built_in[] = {
 #ifdef RELAY_CPU_X86
+    &relay_cpu_isa_amx,
     &relay_cpu_isa_avx512bf16,
     &relay_cpu_isa_avx512,
     &relay_cpu_isa_avx2,

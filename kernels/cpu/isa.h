@@ -40,6 +40,7 @@ extern const struct relay_cpu_isa relay_cpu_isa_portable;
 extern const struct relay_cpu_isa relay_cpu_isa_avx2;
 extern const struct relay_cpu_isa relay_cpu_isa_avx512;
 extern const struct relay_cpu_isa relay_cpu_isa_avx512bf16;
+extern const struct relay_cpu_isa relay_cpu_isa_amx;
 
 /* The tables a backend chooses among, best first; the last takes every shape, and all of them want
  * the same pages. */

@@ -172,6 +172,7 @@ struct rounding {
 
 static const struct rounding roundings[] = {
     {"cpu", "avx512bf16", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
+    {"cpu", "amx", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
     {"cuda", NULL, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
     {"cuda", NULL, RELAY_DTYPE_F16, RELAY_DTYPE_F16},
 };

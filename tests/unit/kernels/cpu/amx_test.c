@@ -1,0 +1,190 @@
+/* The AMX kernel's walk over tiles on any machine with AVX-512 BF16: its tile instructions are
+ * replaced by loops, its results compared with those of the AVX-512 BF16 kernel, whose sums are in
+ * another order. */
+#include "amx_emulated.h"
+
+#include "core/host_memory.h"
+#include "cpu/pages.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "testlib/check.h"
+#include "testlib/rng.h"
+
+#define PAGE  64u
+#define BLOCK 64u
+
+/* ---- one item through both kernels ---- */
+
+struct item_case {
+    uint32_t group, rows, tokens, first; /* rows see first .. tokens - 1 */
+    uint32_t dqk, dv;
+    uint32_t window; /* 0 = none: then all rows see the same */
+    bool plain;      /* pages of 48 tokens, which are not packed */
+};
+
+static uint16_t bf16_of(double x)
+{
+    float f = (float)x;
+    uint16_t half;
+    relay_dtype_convert(RELAY_DTYPE_BF16, &half, RELAY_DTYPE_F32, &f, 1);
+    return half;
+}
+
+static void *room(size_t bytes)
+{
+    void *p = aligned_alloc(64, (bytes + 4095) / 64 * 64);
+    memset(p, 0xff, (bytes + 4095) / 64 * 64); /* NaN */
+    return p;
+}
+
+static bool close_enough(const float *a, const float *b, size_t n, float limit)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!(fabsf(a[i] - b[i]) <= limit)) {
+            fprintf(stderr, "[%zu] %g is not %g\n", i, (double)a[i], (double)b[i]);
+            return false;
+        }
+    }
+    return true;
+}
+
+static void check_item(const struct item_case *c)
+{
+    uint32_t page = c->plain ? 48 : PAGE;
+    uint32_t pages = (c->tokens + page - 1) / page;
+    struct relay_layer_kind kind = {.num_q_heads = c->group,
+                                    .num_kv_heads = 1,
+                                    .head_dim_qk = c->dqk,
+                                    .head_dim_v = c->dv,
+                                    .window = c->window,
+                                    .scale = 0.1f};
+    struct relay_shape shape = {kind, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16};
+    struct rng rng = {c->tokens + c->dqk};
+    uint32_t ids[64];
+    uint32_t packed = c->rows * c->group;
+    size_t k_page = (size_t)page * c->dqk * 2, stride = k_page + (size_t)page * c->dv * 2;
+    unsigned char *kv = room(pages * stride);
+    uint16_t *rows_k = room((size_t)c->tokens * c->dqk * 2);
+    uint16_t *rows_v = room((size_t)c->tokens * c->dv * 2);
+    uint16_t *q = room((size_t)packed * c->dqk * 2);
+    for (uint32_t i = 0; i < pages; i++) {
+        ids[i] = pages - 1 - i;
+    }
+    for (size_t i = 0; i < (size_t)c->tokens * c->dqk; i++) {
+        rows_k[i] = bf16_of(rng_normal(&rng));
+    }
+    for (size_t i = 0; i < (size_t)c->tokens * c->dv; i++) {
+        rows_v[i] = bf16_of(rng_normal(&rng));
+    }
+    for (size_t i = 0; i < (size_t)packed * c->dqk; i++) {
+        q[i] = bf16_of(rng_normal(&rng));
+    }
+    struct relay_kv_layer layer = {.k = kv, .v = kv + k_page, .page_stride = stride};
+    struct relay_pages_span span = {
+        .shape = &shape, .kv = layer, .page_tokens = page, .pages = ids, .token_count = c->tokens};
+    if (c->plain) {
+        CHECK_CODE(relay_host_pages_write(NULL, &span, rows_k, rows_v, NULL), RELAY_OK);
+    } else {
+        relay_cpu_pages_write(&span, rows_k, rows_v);
+    }
+    struct relay_plan_segment segment = {.page_begin = 0, .tokens = c->tokens};
+    struct relay_plan_row rows[64];
+    for (uint32_t r = 0; r < c->rows; r++) {
+        rows[r] = (struct relay_plan_row){.row = r, .position = c->tokens - 1 + r};
+    }
+    struct relay_plan plan = {.page_tokens = page,
+                              .block_tokens = BLOCK,
+                              .num_segments = 1,
+                              .num_pages = pages,
+                              .num_rows = c->rows,
+                              .segments = &segment,
+                              .pages = ids,
+                              .rows = rows};
+    struct relay_item item = {.row_count = c->rows,
+                              .token_begin = c->first,
+                              .token_end = c->tokens,
+                              .masked = c->window != 0};
+    struct relay_io io = {.q = q};
+    struct relay_problem problem = {
+        .shape = &shape, .plan = &plan, .kv = layer, .ios = &io, .num_ios = 1};
+    size_t heads = packed, out_floats = heads * c->dv;
+    float *out[2] = {room(out_floats * 4), room(out_floats * 4)};
+    float *lse[2] = {room(heads * 4), room(heads * 4)};
+    const struct relay_cpu_isa *other = &relay_cpu_isa_avx512bf16;
+    void *scratch = room(amx_emulated.scratch_bytes(&shape, packed, BLOCK) +
+                         other->scratch_bytes(&shape, packed, BLOCK));
+    for (int i = 0; i < 2; i++) {
+        struct relay_cpu_attend work = {.problem = &problem,
+                                        .item = &item,
+                                        .to = {.out = out[i],
+                                               .lse = lse[i],
+                                               .out_stride = (size_t)c->group * c->dv,
+                                               .lse_stride = c->group},
+                                        .scratch = scratch};
+        (i == 0 ? &amx_emulated : other)->attend(&work);
+    }
+    /* Weights are rounded to bf16 after scores that differ in their last bits. */
+    bool good = close_enough(out[0], out[1], out_floats, 0x1p-7f) &&
+                close_enough(lse[0], lse[1], heads, 1e-4f);
+    for (int i = 0; i < 2; i++) {
+        free(out[i]);
+        free(lse[i]);
+    }
+    free(scratch);
+    free(q);
+    free(rows_k);
+    free(rows_v);
+    free(kv);
+    CHECK(good);
+}
+
+static void test_amx_agrees_with_avx512bf16(void)
+{
+    static const struct item_case cases[] = {
+        {.group = 1, .rows = 1, .tokens = 64, .dqk = 32, .dv = 32},
+        {.group = 4, .rows = 1, .tokens = 130, .dqk = 128, .dv = 128},
+        {.group = 1, .rows = 16, .tokens = 64, .dqk = 64, .dv = 96},
+        {.group = 1, .rows = 17, .tokens = 70, .dqk = 96, .dv = 64},
+        {.group = 8, .rows = 4, .tokens = 200, .dqk = 128, .dv = 128},
+        {.group = 3, .rows = 17, .tokens = 257, .first = 67, .dqk = 64, .dv = 64},
+        {.group = 2, .rows = 24, .tokens = 190, .first = 40, .dqk = 256, .dv = 256, .window = 140},
+        {.group = 5, .rows = 7, .tokens = 150, .dqk = 64, .dv = 128, .plain = true},
+    };
+    if (!relay_cpu_isa_avx512bf16.available()) {
+        CHECK_SKIP("this machine has no %s", relay_cpu_isa_avx512bf16.name);
+    }
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        CHECK(amx_emulated.supports(
+            &(struct relay_shape){{.head_dim_qk = cases[i].dqk, .head_dim_v = cases[i].dv},
+                                  RELAY_DTYPE_BF16,
+                                  RELAY_DTYPE_BF16,
+                                  RELAY_DTYPE_BF16}));
+        check_item(&cases[i]);
+        CHECK_STILL();
+    }
+}
+
+static void test_amx_refuses_what_fills_no_tile(void)
+{
+    struct relay_shape shape = {{.head_dim_qk = 72, .head_dim_v = 64},
+                                RELAY_DTYPE_BF16,
+                                RELAY_DTYPE_BF16,
+                                RELAY_DTYPE_BF16};
+    CHECK(!amx_emulated.supports(&shape));
+    shape.kind.head_dim_qk = 64;
+    CHECK(amx_emulated.supports(&shape));
+    shape.kind.head_dim_v = 80;
+    CHECK(!amx_emulated.supports(&shape));
+    shape.kind.head_dim_v = 64;
+    shape.out_dtype = RELAY_DTYPE_F32;
+    CHECK(!amx_emulated.supports(&shape));
+}
+
+int main(void)
+{
+    CHECK_RUN(test_amx_agrees_with_avx512bf16);
+    CHECK_RUN(test_amx_refuses_what_fills_no_tile);
+    return check_done();
+}
