@@ -46,6 +46,17 @@ class ServerInfo:
     threads: int
     page_tokens: int
     batch_invariant: bool
+    rpcs_open: int
+    # Counts since the server started.
+    calls: int  # attention calls answered
+    calls_failed: int  # of them, not computed
+    launches: int
+    rows: int
+    compute_us: int
+    prompt_bytes_read: int  # K/V read by launches: prompts', contexts'
+    kv_bytes_read: int
+    bytes_received: int  # of messages
+    bytes_sent: int
 
 
 class Client:
