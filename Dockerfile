@@ -37,7 +37,8 @@ RUN apt-get update -q \
   && xargs -a /tmp/packages env DEBIAN_FRONTEND=noninteractive \
     apt-get install -q -y --no-install-recommends \
   && apt-get clean && rm -rf /var/lib/apt/lists/* /tmp/packages \
-  && useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin relayd \
+  && groupadd --system --gid 10001 relayd \
+  && useradd --system --uid 10001 --gid relayd --no-create-home --shell /usr/sbin/nologin relayd \
   && install -d -o relayd -g relayd /run/relayd
 COPY --from=build /out/bin/ /usr/local/bin/
 USER 10001:10001

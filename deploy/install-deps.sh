@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what relayd is built from, where it is missing: Debian 12 or Ubuntu 24.04, through apt.
-# Usage: install-deps.sh [--test] [--list]
-#   --test  also what tests/run.sh needs
-#   --list  print the missing packages and install nothing
+# Usage: install-deps.sh [--test] [--image] [--list]
+#   --test   also what tests/run.sh needs
+#   --image  also a Docker engine, where there is none, for the image's test
+#   --list   print the missing packages and install nothing
 set -eu
 
 build_packages=(
@@ -11,11 +12,11 @@ build_packages=(
   libxxhash-dev uthash-dev libinih-dev libcjson-dev
 )
 # A second compiler with libFuzzer, the pinned formatter, Python for the lints and the standard
-# client, a fresh machine in a folder.
+# client, a fresh machine in a folder, a clock that jumps.
 test_packages=(
   g++ clang-14 libclang-rt-14-dev llvm-14 clang-format-14
   python3 python3-venv ca-certificates
-  debootstrap debian-archive-keyring util-linux
+  debootstrap debian-archive-keyring util-linux libfaketime
 )
 
 packages=("${build_packages[@]}")
@@ -23,9 +24,10 @@ list=no
 for argument in "$@"; do
   case $argument in
   --test) packages+=("${test_packages[@]}") ;;
+  --image) command -v dockerd >/dev/null || packages+=(docker.io) ;;
   --list) list=yes ;;
   *)
-    sed -n '2,5s/^# //p' "$0"
+    sed -n '2,6s/^# //p' "$0"
     exit 64
     ;;
   esac
