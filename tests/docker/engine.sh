@@ -3,7 +3,8 @@
 #   engine_start DIR   0: DOCKER_HOST is set; 77: it cannot run here, engine_why says why
 #   engine_stop        ends it, by its process id; fine when none runs
 #
-# Images and build cache stay under DIR from run to run. shellcheck shell=bash
+# Images and build cache stay under DIR from run to run.
+# shellcheck shell=bash disable=SC2034
 
 engine_pid=
 engine_run=

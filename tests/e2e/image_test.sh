@@ -131,10 +131,10 @@ demo() { # TARGET ID
     RELAY_TARGET=$1 "${relayctl[@]}" unregister "$2" --model-key image >/dev/null
 }
 for target in "unix://$work/run/relayd.sock" "127.0.0.1:$port"; do
-  demo "$target" demo/prompt >"$work/out" 2>&1 && grep -q '^match: ' "$work/out" || {
+  if ! demo "$target" demo/prompt >"$work/out" 2>&1 || ! grep -q '^match: ' "$work/out"; then
     cat "$work/out"
     fail "the demo over ${target%%:*}"
-  }
+  fi
   sed 's/^/     /' "$work/out"
 done
 docker stats --no-stream --format '     memory: {{.MemUsage}}, processes and threads: {{.PIDs}}' "$container"
