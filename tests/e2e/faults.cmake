@@ -1,6 +1,6 @@
 # Faults: the real relayd, and clients that break. Each test ends by comparing what the server holds
 # with what it held at the start.
-add_library(relay_faults_kit STATIC faults_peer.c faults_kit.c)
+add_library(relay_faults_kit STATIC faults_peer.c faults_kit.c faults_engine.c)
 target_include_directories(relay_faults_kit PUBLIC ${PROJECT_SOURCE_DIR}/tests)
 target_link_libraries(relay_faults_kit
   PUBLIC relay_testlib_server relay_wire PkgConfig::GRPC PRIVATE relay_flags relay_kernels)

@@ -2,7 +2,7 @@
  * deadlines and steps go on as if nothing had happened. relayd runs under libfaketime, which moves
  * that clock and leaves the monotonic one alone. That only the monotonic clock decides is also a
  * lint: tests/lint/banned.py. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #include <glob.h>

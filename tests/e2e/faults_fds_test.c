@@ -1,6 +1,6 @@
 /* The server's file descriptors run out: those who are connected go on, who comes is told so at
  * once, and when there is room again everyone is served. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #include <netinet/in.h>

@@ -3,7 +3,7 @@
  *
  * A nursery process, forked before gRPC is used, forks the victims: a few at a time, each walks to
  * its state, says so, and is killed at once. RELAY_TEST_KILLS: another number of them. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #include <poll.h>

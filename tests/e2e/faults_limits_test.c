@@ -1,6 +1,6 @@
 /* One more than each limit allows: RESOURCE_EXHAUSTED, in words, and room again when one has gone.
  * Streams over the limit of their connection wait in HTTP/2 until one ends. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #define SESSIONS    4u

@@ -3,7 +3,7 @@
  * lease is over, and others never notice.
  *
  * The test lives in a network namespace of its own, so that it can take the network away. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #include <errno.h>

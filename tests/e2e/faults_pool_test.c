@@ -1,7 +1,7 @@
 /* The pool of requests' pages runs dry in the middle of eight clients' work: only BeginStep, or the
  * first write of a unary step, says so; nothing half-done is left; when somebody makes room all go
  * on, and every result is the one of a server that had room all the time. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #include <pthread.h>

@@ -1,7 +1,7 @@
 /* A prompt is replaced again and again, and unregistered, while eight sessions use it: whoever
  * began on the old one gets the old one's results to the bit, whoever comes gets the new one, and
  * every generation goes with its last user. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #include <pthread.h>

@@ -1,7 +1,7 @@
 /* A client that sends and does not read: its answers wait in its own slots, it takes no more memory
  * than those, and others' results stay the same to the bit. When it reads at last, everything is
  * there. One that sends more than it may is cut off. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #define LAYERS     2u

@@ -1,7 +1,7 @@
 /* The server ends in the middle of eight engines' steps: by SIGTERM (all are told, all finish, exit
  * code 0), by SIGTERM with a peer that has stopped (at the deadline, exit code 0), by SIGKILL (a
  * clean error for all; the next one has another epoch, knows nothing, and gives the same bits). */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #include <signal.h>

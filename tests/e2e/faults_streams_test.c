@@ -1,6 +1,6 @@
 /* Two thousand streams that do nothing: what each costs the server, that engines among them work
  * as always, and that all is given back. */
-#include "e2e/faults_kit.h"
+#include "e2e/faults_engine.h"
 #include "testlib/check.h"
 
 #define PEERS 10u
