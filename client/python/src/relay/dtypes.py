@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from enum import IntEnum
 from typing import Any, Union
 
@@ -47,6 +48,14 @@ def as_dtype(value: DTypeLike | None) -> DType:
         return DType.UNSPECIFIED
     if isinstance(value, DType):
         return value
+    try:
+        return _named(value)
+    except TypeError:  # cannot even be looked up
+        raise InvalidArgument(f"dtype {value!r}: not one of f32, f16, bf16, f8_e4m3") from None
+
+
+@functools.cache
+def _named(value: Any) -> DType:
     name = value if isinstance(value, str) else getattr(value, "name", None)
     if not isinstance(name, str):
         name = getattr(value, "__name__", None) or str(value)

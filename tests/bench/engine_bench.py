@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""A Transformers engine on relayd against the same engine with its own attention (sdpa) and cache.
+
+Decode steps of B users on one system prompt, each with a few tokens of its own: tokens/s, and what a
+layer's attention costs the engine. Its own: sdpa and the cache's update. With relayd: the whole
+call, of which compute_us is the service's kernels; the rest is the way there and back. Steps of the
+two alternate, so that both see the same machine; medians. JSON, a line a measurement.
+
+`memory` is the other part: 4 processes on one prompt, and how relayd's resident memory grows.
+
+Usage: engine_bench.py --relayd BINARY [--gemma FOLDER] [--only gemma|llama|memory]...
+       [--prompts 700,4000] [--batches 1,4,16] [--steps 12]
+Run it with OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from relayd.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
+import gemma  # noqa: E402
+from server import Server  # noqa: E402
+
+import relay  # noqa: E402
+import relay.transformers as rt  # noqa: E402
+from relay.transformers import _attention  # noqa: E402
+
+OWN_TOKENS = 16  # of each user, after the prompt
+spent = {"attention": 0.0, "cache": 0.0}
+
+
+def timed(what, function):
+    def wrapper(*args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[what] += time.perf_counter() - start
+
+    return wrapper
+
+
+class TimedCache(DynamicCache):
+    update = timed("cache", DynamicCache.update)
+
+
+AttentionInterface.register("timed_sdpa", timed("attention", sdpa_attention_forward))
+AttentionMaskInterface.register("timed_sdpa", sdpa_mask)
+AttentionInterface.register("relay", timed("attention", _attention.relay_attention))
+
+
+def llama():
+    """Full attention in all layers, random weights."""
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=16, num_attention_heads=16,
+        num_key_value_heads=4, head_dim=64, max_position_embeddings=8192, attn_implementation="sdpa")).eval()
+
+
+class Own:
+    """Transformers alone: each row of the batch has the prompt's K/V in its own cache."""
+
+    def __init__(self, model, layers, batch, tokens):
+        self.model = model
+        self.cache = TimedCache(config=model.config)
+        for i, (k, v) in enumerate(layers):
+            self.cache.update(*(t.transpose(0, 1)[None].expand(batch, -1, -1, -1) for t in (k, v)), i)
+        self.run(tokens)
+
+    def run(self, tokens):
+        with torch.no_grad():
+            return self.model(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    def close(self):
+        self.cache = None
+
+
+class Relay:
+    """The same through relayd."""
+
+    def __init__(self, engine, prompt_id, batch, tokens):
+        self.engine, self.sequences = engine, engine.open_many([prompt_id] * batch)
+        self.run(tokens)
+
+    def run(self, tokens):
+        with torch.no_grad():
+            return self.engine.model(input_ids=tokens, position_ids=rt.positions(self.sequences, tokens.shape[1]),
+                                     use_cache=False, relay=self.sequences, logits_to_keep=1).logits[:, -1]
+
+    def close(self):
+        for sequence in self.sequences:
+            sequence.close()
+
+
+def step(side, tokens):
+    """(logits, seconds, attention seconds, cache seconds)."""
+    spent.update(attention=0.0, cache=0.0)
+    start = time.perf_counter()
+    logits = side.run(tokens)
+    return logits, time.perf_counter() - start, spent["attention"], spent["cache"]
+
+
+def compare(name, model, engine, client, layers, prompt_tokens, batch, steps):
+    """Both sides, step by step in turn, fed with the same tokens."""
+    generator = torch.Generator().manual_seed(batch)
+    tokens = torch.randint(5, 1000, (batch, OWN_TOKENS), generator=generator)
+
+    def as_own():
+        model.config._attn_implementation = "timed_sdpa"
+
+    def as_relay():
+        model.config._attn_implementation = "relay"
+
+    as_own()
+    own = Own(model, layers, batch, tokens)
+    as_relay()
+    other = Relay(engine, "bench", batch, tokens)
+    rows = {"own": [], "relay": []}
+    difference = 0.0
+    for i in range(steps + 1):
+        tokens = torch.randint(5, 1000, (batch, 1), generator=generator)
+        as_own()
+        expected, *own_times = step(own, tokens)
+        as_relay()
+        before = client.server_info()
+        got, *relay_times = step(other, tokens)
+        after = client.server_info()
+        difference = max(difference, float((got - expected).abs().max()))
+        if i > 0:  # the first warms up
+            rows["own"].append(own_times)
+            rows["relay"].append([*relay_times, (after.compute_us - before.compute_us) / 1e6,
+                                  after.prompt_bytes_read - before.prompt_bytes_read])
+    own.close()
+    other.close()
+    a = [statistics.median(column) for column in zip(*rows["own"])]
+    b = [statistics.median(column) for column in zip(*rows["relay"])]
+    count, us = len(engine.spec), 1e6 / len(engine.spec)
+    print(json.dumps({
+        "bench": "engine", "model": name, "prompt_tokens": prompt_tokens, "batch": batch, "layers": count, "steps": steps,
+        "own_tokens_per_s": round(batch / a[0], 2), "relay_tokens_per_s": round(batch / b[0], 2), "ratio": round(a[0] / b[0], 2),
+        "own_layer_us": round((a[1] + a[2]) * us), "own_layer_sdpa_us": round(a[1] * us), "own_layer_cache_us": round(a[2] * us),
+        "relay_layer_us": round(b[1] * us), "relay_layer_compute_us": round(b[3] * us),
+        "relay_layer_rest_us": round((b[1] - b[3]) * us), "prompt_bytes_read_per_step": round(b[4]),
+        "logits_difference": float(f"{difference:.1e}"), "torch_threads": torch.get_num_threads()}), flush=True)
+
+
+def decode(name, model, relayd, prompts, batches, steps):
+    generator = torch.Generator().manual_seed(1)
+    for prompt_tokens in prompts:
+        with Server(relayd, "--backend", "cpu") as server, relay.Client(server.target) as client:
+            with rt.attach(model, client, kv_dtype="f32", model_key=name) as engine:
+                ids = torch.randint(5, 1000, (prompt_tokens,), generator=generator).tolist()
+                layers = rt.compute_kv(engine, ids)
+                client.register_prompt("bench", engine.spec, layers)
+                for batch in batches:
+                    compare(name, model, engine, client, layers, prompt_tokens, batch, steps)
+
+
+# ---- memory
+
+
+def context_worker(target, prompt_tokens, users, tokens):
+    """Says how far it is on stdout, and goes on when told."""
+    model = llama()
+    with rt.attach(model, target, kv_dtype="f32", model_key="llama") as engine:
+        engine.get_prompt("bench")
+        sequences = engine.open_many(["bench"] * users)
+        fed = torch.randint(5, 1000, (users, tokens))
+        with torch.no_grad():
+            model(input_ids=fed, position_ids=rt.positions(sequences, tokens), use_cache=False, relay=sequences, logits_to_keep=1)
+        print("done", flush=True)
+        sys.stdin.readline()
+
+
+def memory(relayd, prompt_tokens, users=2, tokens=64, processes=4):
+    """relayd's resident memory: with the prompt, and after each process that decodes on it."""
+    with Server(relayd, "--backend", "cpu") as server, relay.Client(server.target) as client:
+        model = llama()
+        with rt.attach(model, client, kv_dtype="f32", model_key="llama") as engine:
+            empty = server.memory()
+            ids = torch.randint(5, 1000, (prompt_tokens,)).tolist()
+            client.register_prompt("bench", engine.spec, rt.compute_kv(engine, ids))
+            token_bytes = engine.spec.kv_bytes_per_token()
+        del model
+        resident, held = [server.memory()], []
+        workers = []
+        for _ in range(processes):
+            words = [sys.executable, __file__, "--worker", server.target, str(prompt_tokens), str(users), str(tokens)]
+            workers.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            assert workers[-1].stdout.readline().strip() == "done"
+            resident.append(server.memory())
+            info = client.server_info()
+            held.append([info.prompt_bytes_used, info.request_bytes_used])
+        for worker in workers:
+            worker.communicate("\n")
+        print(json.dumps({
+            "bench": "engine.memory", "model": "llama", "prompt_tokens": prompt_tokens, "processes": processes,
+            "users_each": users, "context_tokens_each": tokens, "prompt_kv_bytes": prompt_tokens * token_bytes,
+            "context_kv_bytes_each": users * tokens * token_bytes, "empty_rss": empty, "prompt_rss": resident[0],
+            "growth_by_process": [b - a for a, b in zip(resident, resident[1:])],
+            "prompt_bytes_held": [p for p, _ in held], "context_bytes_held": [c for _, c in held]}), flush=True)
+
+
+def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return context_worker(sys.argv[2], *map(int, sys.argv[3:]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--relayd", required=True)
+    parser.add_argument("--gemma", help="the converted weights (tests/engine/run.sh keeps them in the build folder)")
+    parser.add_argument("--only", action="append", choices=["gemma", "llama", "memory"])
+    parser.add_argument("--prompts", default="700,4000")
+    parser.add_argument("--batches", default="1,4,16")
+    parser.add_argument("--steps", type=int, default=12)
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    prompts, batches = ([int(n) for n in text.split(",")] for text in (args.prompts, args.batches))
+    parts = args.only or ["gemma", "llama", "memory"]
+    if "gemma" in parts and args.gemma:
+        decode("gemma3-270m", gemma.load(args.gemma)[0], args.relayd, prompts, batches, args.steps)
+    if "llama" in parts:
+        decode("llama", llama(), args.relayd, prompts, batches, args.steps)
+    if "memory" in parts:
+        memory(args.relayd, max(prompts))
+
+
+main()
