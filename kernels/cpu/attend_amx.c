@@ -223,5 +223,6 @@ const struct relay_cpu_isa relay_cpu_isa_amx = {
     .packed_rows_max = 512,
     .scratch_bytes = scratch_bytes,
     .attend = attend_with_tiles,
+    .merge = relay_cpu_merge_avx512,
 };
 #endif

@@ -19,4 +19,5 @@ const struct relay_cpu_isa relay_cpu_isa_avx2 = {
     .packed_rows_max = 512,
     .scratch_bytes = scratch_bytes,
     .attend = attend,
+    .merge = relay_cpu_merge_avx2,
 };

@@ -505,4 +505,5 @@ const struct relay_cpu_isa relay_cpu_isa_portable = {
     .packed_rows_max = 256,
     .scratch_bytes = portable_scratch_bytes,
     .attend = portable_attend,
+    .merge = relay_cpu_merge_portable,
 };

@@ -86,24 +86,20 @@ void relay_cpu_rows_end(const struct relay_cpu_rows *rows, uint32_t i, const flo
     const struct relay_problem *problem = work->problem;
     const struct relay_kv_layer *kv = &problem->kv;
     const float *scales = problem->shape->kind.v_from_k ? kv->k_scale : kv->v_scale;
+    const float scale = relay_kv_scale(scales, work->kv_head);
     uint32_t r = i / rows->group;
     uint32_t h = i % rows->group;
     float *out = work->to.out + r * work->to.out_stride + h * rows->dv;
-    float *lse = &work->to.lse[r * work->to.lse_stride + h];
-    if (l == 0.0f) {
-        memset(out, 0, rows->dv * sizeof(float));
-        *lse = -INFINITY;
-        return;
+    memcpy(out, o, rows->dv * sizeof(float));
+    for (size_t d = 0; scale != 1.0f && d < rows->dv; d++) {
+        out[d] *= scale;
     }
-    float inverse = relay_kv_scale(scales, work->kv_head) / l;
-    for (size_t d = 0; d < rows->dv; d++) {
-        out[d] = o[d] * inverse;
-    }
-    double log2_sum = (isinf(m) && m < 0.0f ? 0.0 : (double)m) + log2((double)l);
-    if (rows->slope[i] != 0.0f) {
+    if (l != 0.0f && rows->slope[i] != 0.0f) {
         const struct relay_plan_row *row = &problem->plan->rows[work->item->row_begin + r];
         double distance = (double)rows->origin[i] + rows->segment->position - row->position;
-        log2_sum += (double)rows->slope[i] * distance;
+        m = (float)((double)m + (double)rows->slope[i] * distance);
     }
-    *lse = (float)log2_sum;
+    size_t at = r * work->to.head_stride + h;
+    work->to.m[at] = isnan(l) ? l : l == 0.0f ? -INFINITY : m; /* NaN weighs whatever m is */
+    work->to.l[at] = l;
 }

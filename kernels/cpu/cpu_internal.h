@@ -1,4 +1,4 @@
-/* The cpu backend's own parts: the object, a run in flight, the merge.
+/* The cpu backend's own parts: the object, a run in flight.
  *
  * A job is one relay_backend_run: the caller's thread fills it, the pool's threads read it until
  * its last stage is done. */
@@ -39,12 +39,5 @@ size_t cpu_workspace_bytes(const struct relay_backend *backend, const struct rel
 enum relay_code cpu_run(struct relay_backend *backend, const struct relay_problem *problem,
                         uint64_t *ticket, struct relay_error *err);
 enum relay_code cpu_wait(struct relay_backend *backend, uint64_t ticket, struct relay_error *err);
-
-/* merge.c: merges rows index[0..count) of `from`, heads [0, heads) of it, adds sinks, converts and
- * writes out and LSE of a plan row, query heads [q_head, +heads). count may be 0. Any thread, each
- * (row, head) by one. */
-void cpu_merge_row(const struct relay_problem *problem, const struct relay_plan_row *row,
-                   const struct relay_cpu_partials *from, const uint32_t *index, uint32_t count,
-                   uint32_t q_head, uint32_t heads);
 
 #endif

@@ -10,6 +10,7 @@
 
 #define APPEND_ROWS_OF_TASK 16u
 #define MERGE_ROWS_OF_TASK  4u
+#define READ_PAST           64u /* what merging may read past the end of partial results */
 
 _Static_assert(CPU_JOBS_MAX *CPU_STAGES_OF_JOB <= RELAY_CPU_POOL_STAGES_MAX,
                "run would block inside submit");
@@ -23,7 +24,7 @@ static size_t up_to_64(size_t n)
  */
 
 struct layout {
-    size_t lse_bytes;
+    size_t head_bytes; /* of m, and of l */
     size_t out_bytes;
     size_t attend_bytes;
     size_t scratch_stride;
@@ -46,14 +47,15 @@ static struct layout layout_of(const struct cpu_backend *cpu, const struct relay
             rows_direct = item->row_count;
         }
     }
-    layout.lse_bytes = up_to_64(heads * sizeof(float));
-    layout.out_bytes = up_to_64(heads * kind->head_dim_v * sizeof(float));
+    layout.head_bytes = up_to_64(heads * sizeof(float)) + READ_PAST;
+    layout.out_bytes = up_to_64(heads * kind->head_dim_v * sizeof(float)) + READ_PAST;
     layout.attend_bytes = up_to_64(relay_cpu_isa_for(&cpu->isas, shape)
                                        ->scratch_bytes(shape, rows * group, plan->block_tokens));
-    layout.scratch_stride = layout.attend_bytes + up_to_64((size_t)rows_direct * group *
-                                                           (1u + kind->head_dim_v) * sizeof(float));
+    layout.scratch_stride =
+        layout.attend_bytes +
+        up_to_64((size_t)rows_direct * group * (2u + kind->head_dim_v) * sizeof(float)) + READ_PAST;
     layout.total = plan->num_items == 0 ? 0
-                                        : layout.lse_bytes + layout.out_bytes +
+                                        : 2 * layout.head_bytes + layout.out_bytes +
                                               cpu->base.info.threads * layout.scratch_stride;
     return layout;
 }
@@ -81,11 +83,12 @@ static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
     if (problem->plan->num_items == 0) {
         return; /* no workspace, and nothing that would use it */
     }
-    job->partials.lse = (float *)(void *)base;
-    job->partials.lse_stride = kind->num_q_heads;
-    job->partials.out = (float *)(void *)(base + layout.lse_bytes);
+    job->partials.m = (float *)(void *)base;
+    job->partials.l = (float *)(void *)(base + layout.head_bytes);
+    job->partials.head_stride = kind->num_q_heads;
+    job->partials.out = (float *)(void *)(base + 2 * layout.head_bytes);
     job->partials.out_stride = (size_t)kind->num_q_heads * kind->head_dim_v;
-    job->scratch = base + layout.lse_bytes + layout.out_bytes;
+    job->scratch = base + 2 * layout.head_bytes + layout.out_bytes;
     job->scratch_stride = layout.scratch_stride;
     job->attend_bytes = layout.attend_bytes;
 }
@@ -135,19 +138,26 @@ static void item_task(void *context, uint32_t task, uint32_t thread)
     uint32_t head = work.kv_head * group;
     if (item->partial != RELAY_DIRECT) {
         work.to = job->partials;
-        work.to.lse += item->partial * work.to.lse_stride + head;
+        work.to.m += item->partial * work.to.head_stride + head;
+        work.to.l += item->partial * work.to.head_stride + head;
         work.to.out += item->partial * work.to.out_stride + (size_t)head * kind->head_dim_v;
         job->isa->attend(&work);
         return;
     }
     work.to.out = (float *)(void *)(scratch + job->attend_bytes);
     work.to.out_stride = (size_t)group * kind->head_dim_v;
-    work.to.lse = work.to.out + item->row_count * work.to.out_stride;
-    work.to.lse_stride = group;
+    work.to.m = work.to.out + item->row_count * work.to.out_stride;
+    work.to.l = work.to.m + (size_t)item->row_count * group;
+    work.to.head_stride = group;
     job->isa->attend(&work);
     for (uint32_t r = 0; r < item->row_count; r++) {
-        cpu_merge_row(problem, &problem->plan->rows[item->row_begin + r], &work.to, &r, 1, head,
-                      group);
+        job->isa->merge(&(struct relay_cpu_merge){.problem = problem,
+                                                  .row = &problem->plan->rows[item->row_begin + r],
+                                                  .from = work.to,
+                                                  .index = &r,
+                                                  .count = 1,
+                                                  .q_head = head,
+                                                  .heads = group});
     }
 }
 
@@ -162,8 +172,14 @@ static void merge_task(void *context, uint32_t task, uint32_t thread)
     for (uint32_t r = begin; r < end; r++) {
         const struct relay_plan_row *row = &plan->rows[r];
         if (!row->direct) {
-            cpu_merge_row(&job->problem, row, &job->partials, plan->merge_index + row->merge_begin,
-                          row->merge_count, 0, job->problem.shape->kind.num_q_heads);
+            job->isa->merge(
+                &(struct relay_cpu_merge){.problem = &job->problem,
+                                          .row = row,
+                                          .from = job->partials,
+                                          .index = plan->merge_index + row->merge_begin,
+                                          .count = row->merge_count,
+                                          .q_head = 0,
+                                          .heads = job->problem.shape->kind.num_q_heads});
         }
     }
 }

@@ -6,13 +6,16 @@
 
 #include <relay/backend.h>
 
-/* Unmerged results: row r, query head h has its output, normalised, at
- * out + r * out_stride + h * dv, and its LSE, base 2, at lse[r * lse_stride + h]. */
+/* Unmerged results of (row r, query head h), relative to 2^m: the sum l of weights and the sum out
+ * [dv] of weights times values, at m and l + r * head_stride + h and out + r * out_stride + h * dv.
+ * A head that saw nothing has m = -inf, l = 0 and zeros. Readers may read up to 64 bytes past the
+ * end of each array. */
 struct relay_cpu_partials {
     float *out;
-    float *lse;
+    float *m;
+    float *l;
     size_t out_stride;
-    size_t lse_stride;
+    size_t head_stride;
 };
 
 /* One item for one KV head. */
@@ -22,6 +25,18 @@ struct relay_cpu_attend {
     uint32_t kv_head;
     struct relay_cpu_partials to; /* row 0 = the item's first, head 0 = the KV head's first */
     void *scratch;                /* scratch_bytes(), 64-byte aligned, nobody else's meanwhile */
+};
+
+/* One row: partials index[0, count) of `from`, merged with sinks to query heads [q_head, +heads),
+ * which are heads [0, heads) of `from`. count may be 0. */
+struct relay_cpu_merge {
+    const struct relay_problem *problem;
+    const struct relay_plan_row *row;
+    struct relay_cpu_partials from;
+    const uint32_t *index;
+    uint32_t count;
+    uint32_t q_head;
+    uint32_t heads;
 };
 
 struct relay_cpu_isa {
@@ -34,7 +49,13 @@ struct relay_cpu_isa {
     size_t (*scratch_bytes)(const struct relay_shape *shape, uint32_t packed_rows,
                             uint32_t block_tokens);
     void (*attend)(const struct relay_cpu_attend *work);
+    /* Writes out and LSE; the same bits for any split of heads into calls. */
+    void (*merge)(const struct relay_cpu_merge *work);
 };
+
+void relay_cpu_merge_portable(const struct relay_cpu_merge *work);
+void relay_cpu_merge_avx2(const struct relay_cpu_merge *work);
+void relay_cpu_merge_avx512(const struct relay_cpu_merge *work);
 
 extern const struct relay_cpu_isa relay_cpu_isa_portable;
 extern const struct relay_cpu_isa relay_cpu_isa_avx2;
