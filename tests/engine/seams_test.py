@@ -117,6 +117,23 @@ def test_half_precision(harness):
     return "; ".join(said)
 
 
+def test_plain_generate(harness):
+    """No prompt, padded on the left as tokenizers do it, rows that end early: as by itself."""
+    model, engine = llama(harness)
+    longest = max(map(len, USERS))
+    rows = torch.tensor([[0] * (longest - len(u)) + u for u in USERS])
+    inputs = {"input_ids": rows, "attention_mask": (rows != 0).long()}
+    with rt.RelayCache(model) as cache:
+        tokens = model.generate(**inputs, past_key_values=cache, max_new_tokens=12, do_sample=False)
+        end = int(tokens[0, longest + 2])  # with this as its end, a row ends after three
+    with rt.RelayCache(model) as cache:
+        tokens = model.generate(**inputs, past_key_values=cache, max_new_tokens=12, do_sample=False, eos_token_id=end)
+    with engine.local():
+        own = model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=end)
+    assert tokens.tolist() == own.tolist()
+    assert 0 in tokens[0, longest + 3:].tolist()
+
+
 def test_sampling(harness):
     """The same seed samples the same tokens as with Transformers' own attention and cache."""
     model, engine = llama(harness)

@@ -256,8 +256,8 @@ def attach(
     """Hands a model's attention and K/V over to a relayd.
 
     model       a causal language model of Transformers whose attention goes through its attention
-                interface; in eval mode, in float32, float16 or bfloat16. On an accelerator it works
-                too, with a copy to the CPU and back per layer.
+                interface; in eval mode, in float32, float16 or bfloat16. For one on an accelerator
+                tensors are copied to the CPU and back per layer.
     relayd      a relay.Client, or a target for one that the engine then owns
     model_key   says whose weights: whoever gives the same key shares prompts, so it must name the
                 revision. None = a name and a hash over part of the weights.
