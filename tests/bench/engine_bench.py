@@ -9,7 +9,7 @@ two alternate, so that both see the same machine; medians. JSON, a line a measur
 `memory` is the other part: 4 processes on one prompt, and how relayd's resident memory grows.
 
 Usage: engine_bench.py --relayd BINARY [--gemma FOLDER] [--only gemma|llama|memory]...
-       [--prompts 700,4000] [--batches 1,4,16] [--steps 12]
+       [--prompts 700,4000] [--batches 1,4,16] [--steps 12] [--own-cache dynamic|static]
 Run it with OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from relayd.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -51,8 +51,16 @@ def timed(what, function):
     return wrapper
 
 
-class TimedCache(DynamicCache):
+class TimedDynamicCache(DynamicCache):
+    """Transformers' default: grows, which copies all of it in every step."""
+
     update = timed("cache", DynamicCache.update)
+
+
+class TimedStaticCache(StaticCache):
+    """Room for the whole sequence from the start: nothing is copied."""
+
+    update = timed("cache", StaticCache.update)
 
 
 AttentionInterface.register("timed_sdpa", timed("attention", sdpa_attention_forward))
@@ -71,9 +79,13 @@ def llama():
 class Own:
     """Transformers alone: each row of the batch has the prompt's K/V in its own cache."""
 
-    def __init__(self, model, layers, batch, tokens):
+    def __init__(self, model, layers, batch, tokens, kind, steps):
         self.model = model
-        self.cache = TimedCache(config=model.config)
+        if kind == "static":
+            length = len(layers[0][0]) + tokens.shape[1] + steps + 1
+            self.cache = TimedStaticCache(config=model.config, max_cache_len=length)
+        else:
+            self.cache = TimedDynamicCache(config=model.config)
         for i, (k, v) in enumerate(layers):
             self.cache.update(*(t.transpose(0, 1)[None].expand(batch, -1, -1, -1) for t in (k, v)), i)
         self.run(tokens)
@@ -111,7 +123,7 @@ def step(side, tokens):
     return logits, time.perf_counter() - start, spent["attention"], spent["cache"]
 
 
-def compare(name, model, engine, client, layers, prompt_tokens, batch, steps):
+def compare(name, model, engine, client, layers, prompt_tokens, batch, steps, kind):
     """Both sides, step by step in turn, fed with the same tokens."""
     generator = torch.Generator().manual_seed(batch)
     tokens = torch.randint(5, 1000, (batch, OWN_TOKENS), generator=generator)
@@ -123,7 +135,7 @@ def compare(name, model, engine, client, layers, prompt_tokens, batch, steps):
         model.config._attn_implementation = "relay"
 
     as_own()
-    own = Own(model, layers, batch, tokens)
+    own = Own(model, layers, batch, tokens, kind, steps)
     as_relay()
     other = Relay(engine, "bench", batch, tokens)
     rows = {"own": [], "relay": []}
@@ -148,6 +160,7 @@ def compare(name, model, engine, client, layers, prompt_tokens, batch, steps):
     count, us = len(engine.spec), 1e6 / len(engine.spec)
     print(json.dumps({
         "bench": "engine", "model": name, "prompt_tokens": prompt_tokens, "batch": batch, "layers": count, "steps": steps,
+        "own_cache": kind,
         "own_tokens_per_s": round(batch / a[0], 2), "relay_tokens_per_s": round(batch / b[0], 2), "ratio": round(a[0] / b[0], 2),
         "own_layer_us": round((a[1] + a[2]) * us), "own_layer_sdpa_us": round(a[1] * us), "own_layer_cache_us": round(a[2] * us),
         "relay_layer_us": round(b[1] * us), "relay_layer_compute_us": round(b[3] * us),
@@ -155,7 +168,7 @@ def compare(name, model, engine, client, layers, prompt_tokens, batch, steps):
         "logits_difference": float(f"{difference:.1e}"), "torch_threads": torch.get_num_threads()}), flush=True)
 
 
-def decode(name, model, relayd, prompts, batches, steps):
+def decode(name, model, relayd, prompts, batches, steps, kind):
     generator = torch.Generator().manual_seed(1)
     for prompt_tokens in prompts:
         with Server(relayd, "--backend", "cpu") as server, relay.Client(server.target) as client:
@@ -164,7 +177,7 @@ def decode(name, model, relayd, prompts, batches, steps):
                 layers = rt.compute_kv(engine, ids)
                 client.register_prompt("bench", engine.spec, layers)
                 for batch in batches:
-                    compare(name, model, engine, client, layers, prompt_tokens, batch, steps)
+                    compare(name, model, engine, client, layers, prompt_tokens, batch, steps, kind)
 
 
 # ---- memory
@@ -222,14 +235,15 @@ def main():
     parser.add_argument("--prompts", default="700,4000")
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--own-cache", choices=["dynamic", "static"], default="dynamic")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     prompts, batches = ([int(n) for n in text.split(",")] for text in (args.prompts, args.batches))
     parts = args.only or ["gemma", "llama", "memory"]
     if "gemma" in parts and args.gemma:
-        decode("gemma3-270m", gemma.load(args.gemma)[0], args.relayd, prompts, batches, args.steps)
+        decode("gemma3-270m", gemma.load(args.gemma)[0], args.relayd, prompts, batches, args.steps, args.own_cache)
     if "llama" in parts:
-        decode("llama", llama(), args.relayd, prompts, batches, args.steps)
+        decode("llama", llama(), args.relayd, prompts, batches, args.steps, args.own_cache)
     if "memory" in parts:
         memory(args.relayd, max(prompts))
 
