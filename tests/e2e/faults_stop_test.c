@@ -143,7 +143,10 @@ static void test_sigterm(void)
             CHECK_EQ(answer.kind, RELAY_WIRE_STREAM_DRAIN);
             mine++;
         }
-        CHECK_EQ(faults_call_status(engines[i].stream, &err), RELAY_OK);
+        /* Every answer came. The status of the last streams may be lost when the server's end of
+         * the connection closes behind it with bytes of ours unread: that is a reset. */
+        enum relay_code code = faults_call_status(engines[i].stream, &err);
+        CHECK(code == RELAY_OK || code == RELAY_UNAVAILABLE);
         CHECK_EQ(mine, 1);
         drains += mine;
     }
