@@ -53,16 +53,23 @@ const void *relay_cpu_rows_q(const struct relay_cpu_rows *rows, uint32_t i);
 void relay_cpu_rows_end(const struct relay_cpu_rows *rows, uint32_t i, const float *o, float m,
                         float l);
 
-/* The KV head's K or V image [page_tokens,dim] in the page that holds token t. */
+/* A KV head's K or V image [page_tokens,dim] in the page that holds token t of a segment. */
+static inline const unsigned char *relay_cpu_page_image(const struct relay_problem *problem,
+                                                        uint32_t segment, uint32_t kv_head,
+                                                        const void *base, size_t dim, uint32_t t)
+{
+    const struct relay_plan *plan = problem->plan;
+    uint32_t page = plan->pages[plan->segments[segment].page_begin + t / plan->page_tokens];
+    return (const unsigned char *)base + page * problem->kv.page_stride +
+           relay_page_offset(plan->page_tokens, dim, relay_dtype_size(problem->shape->kv_dtype),
+                             kv_head, 0);
+}
+
 static inline const unsigned char *relay_cpu_page_head(const struct relay_cpu_rows *rows,
                                                        const void *base, size_t dim, uint32_t t)
 {
-    const struct relay_problem *problem = rows->work->problem;
-    uint32_t page_tokens = problem->plan->page_tokens;
-    uint32_t page = problem->plan->pages[rows->segment->page_begin + t / page_tokens];
-    return (const unsigned char *)base + page * problem->kv.page_stride +
-           relay_page_offset(page_tokens, dim, relay_dtype_size(problem->shape->kv_dtype),
-                             rows->work->kv_head, 0);
+    const struct relay_cpu_attend *work = rows->work;
+    return relay_cpu_page_image(work->problem, work->item->segment, work->kv_head, base, dim, t);
 }
 
 /* Plain pages: a run of tokens of one page, rows [dim] of token t on, *count of them. */

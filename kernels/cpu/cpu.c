@@ -8,8 +8,10 @@
 #include <stdlib.h>
 
 #define PAGE_TOKENS      64u
-#define SPLIT_TOKENS_MIN 512u
-#define SPLITS_MAX       64u
+#define SPLIT_TOKENS_MIN 512u /* less is lost in merging */
+/* A prompt is cut into so many KV heads x splits, so that a machine's threads find work when there
+ * are few heads, and merging costs nothing when there are many. */
+#define PROMPT_TASKS 32u
 
 static void cpu_close(struct relay_backend *backend)
 {
@@ -84,7 +86,7 @@ static void cpu_plan_defaults(const struct relay_backend *backend, struct relay_
     }
     in->block_tokens = isa->block_tokens;
     in->split_tokens_min = SPLIT_TOKENS_MIN;
-    in->splits_max = SPLITS_MAX;
+    in->splits_max = (PROMPT_TASKS + kind->num_kv_heads - 1) / kind->num_kv_heads;
     in->item_rows_max = rows == 0 ? 1 : rows;
 }
 

@@ -9,7 +9,7 @@
 #include "cpu/pages.h"
 
 #define APPEND_ROWS_OF_TASK 16u
-#define MERGE_ROWS_OF_TASK  4u
+#define MERGE_HEADS_OF_TASK 32u /* query heads over rows, about */
 #define READ_PAST           64u /* what merging may read past the end of partial results */
 
 _Static_assert(CPU_JOBS_MAX *CPU_STAGES_OF_JOB <= RELAY_CPU_POOL_STAGES_MAX,
@@ -97,13 +97,14 @@ static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
  */
 
 /* Appended rows are counted through, append after append; a task has so many of them. */
-static void append_task(void *context, uint32_t task, uint32_t thread)
+static void append_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
 {
     const struct cpu_job *job = context;
     const struct relay_plan *plan = job->problem.plan;
     uint32_t begin = task * APPEND_ROWS_OF_TASK;
     uint32_t end = begin + APPEND_ROWS_OF_TASK;
     uint32_t first = 0; /* the append's first row in that count */
+    (void)next;
     (void)thread;
     for (uint32_t a = 0; a < plan->num_appends && first < end; a++) {
         const struct relay_append *append = &plan->appends[a];
@@ -121,7 +122,7 @@ static void append_task(void *context, uint32_t task, uint32_t thread)
     }
 }
 
-static void item_task(void *context, uint32_t task, uint32_t thread)
+static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
 {
     const struct cpu_job *job = context;
     const struct relay_problem *problem = &job->problem;
@@ -135,6 +136,10 @@ static void item_task(void *context, uint32_t task, uint32_t thread)
         .kv_head = task % kind->num_kv_heads,
         .scratch = scratch,
     };
+    if (next != RELAY_CPU_NO_TASK) {
+        work.next_item = &problem->plan->items[next / kind->num_kv_heads];
+        work.next_kv_head = next % kind->num_kv_heads;
+    }
     uint32_t head = work.kv_head * group;
     if (item->partial != RELAY_DIRECT) {
         work.to = job->partials;
@@ -161,13 +166,20 @@ static void item_task(void *context, uint32_t task, uint32_t thread)
     }
 }
 
-static void merge_task(void *context, uint32_t task, uint32_t thread)
+static uint32_t merge_rows_of_task(const struct relay_shape *shape)
+{
+    uint32_t rows = MERGE_HEADS_OF_TASK / shape->kind.num_q_heads;
+    return rows == 0 ? 1 : rows;
+}
+
+static void merge_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
 {
     const struct cpu_job *job = context;
     const struct relay_plan *plan = job->problem.plan;
-    uint32_t begin = task * MERGE_ROWS_OF_TASK;
-    uint32_t end =
-        plan->num_rows - begin < MERGE_ROWS_OF_TASK ? plan->num_rows : begin + MERGE_ROWS_OF_TASK;
+    uint32_t rows = merge_rows_of_task(job->problem.shape);
+    uint32_t begin = task * rows;
+    uint32_t end = plan->num_rows - begin < rows ? plan->num_rows : begin + rows;
+    (void)next;
     (void)thread;
     for (uint32_t r = begin; r < end; r++) {
         const struct relay_plan_row *row = &plan->rows[r];
@@ -213,7 +225,7 @@ enum relay_code cpu_run(struct relay_backend *backend, const struct relay_proble
                                 tasks_of(job->append_rows, APPEND_ROWS_OF_TASK));
     (void)relay_cpu_pool_submit(cpu->pool, item_task, job, (uint32_t)tasks);
     cpu->last_stage[slot] = relay_cpu_pool_submit(cpu->pool, merge_task, job,
-                                                  tasks_of(plan->num_rows, MERGE_ROWS_OF_TASK));
+                                                  tasks_of(plan->num_rows, merge_rows_of_task(problem->shape)));
     cpu->runs = run;
     *ticket = run;
     return RELAY_OK;

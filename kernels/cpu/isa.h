@@ -23,6 +23,9 @@ struct relay_cpu_attend {
     const struct relay_problem *problem;
     const struct relay_item *item;
     uint32_t kv_head;
+    /* What the thread does after this, or NULL: its first K/V may be asked for. */
+    const struct relay_item *next_item;
+    uint32_t next_kv_head;
     struct relay_cpu_partials to; /* row 0 = the item's first, head 0 = the KV head's first */
     void *scratch;                /* scratch_bytes(), 64-byte aligned, nobody else's meanwhile */
 };

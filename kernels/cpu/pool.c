@@ -27,6 +27,12 @@ struct stage {
     _Atomic uint32_t count;
 };
 
+/* A thread's claim on the task after the one it runs. Its stage cannot end before it. */
+struct hand {
+    uint32_t number; /* of the stage */
+    uint32_t task;   /* or RELAY_CPU_NO_TASK */
+};
+
 struct worker {
     pthread_t thread;
     struct relay_cpu_pool *pool;
@@ -44,6 +50,7 @@ struct relay_cpu_pool {
     _Atomic bool stop;
     pthread_mutex_t lock;
     pthread_cond_t wake;
+    struct hand caller;
     uint32_t num_workers;
     struct worker *workers;
 };
@@ -89,8 +96,9 @@ static void stage_finish(struct relay_cpu_pool *pool, uint32_t number)
     wake_all(pool);
 }
 
-/* Runs one task if there is one to claim; else says what it saw. */
-static bool run_one(struct relay_cpu_pool *pool, uint32_t thread, struct sight *seen)
+/* Takes a ticket of the running stage if it has more than `spare` left; else says what it saw. */
+static bool claim_one(struct relay_cpu_pool *pool, uint32_t spare, struct hand *hand,
+                      struct sight *seen)
 {
     uint64_t claim = atomic_load(&pool->claim);
     for (;;) {
@@ -103,20 +111,39 @@ static bool run_one(struct relay_cpu_pool *pool, uint32_t thread, struct sight *
         }
         struct stage *stage = &pool->stages[number % RELAY_CPU_POOL_STAGES_MAX];
         uint32_t count = atomic_load_explicit(&stage->count, memory_order_relaxed);
-        relay_cpu_task_fn fn = atomic_load_explicit(&stage->fn, memory_order_relaxed);
-        void *context = atomic_load_explicit(&stage->context, memory_order_relaxed);
         uint32_t task = (uint32_t)claim;
-        if (task >= count) {
+        if (task >= count || count - task <= spare) {
             return false; /* all claimed; or a refilled slot, then idle sees claim has moved on */
         }
         if (atomic_compare_exchange_weak(&pool->claim, &claim, claim + 1u)) {
-            fn(context, task, thread);
-            if (atomic_fetch_add_explicit(&pool->done, 1, memory_order_acq_rel) + 1u == count) {
-                stage_finish(pool, number);
-            }
+            *hand = (struct hand){number, task};
             return true;
         }
     }
+}
+
+/* Runs one task if there is one to claim; else says what it saw. The ticket after it is taken
+ * beforehand while there are plenty, so that at a stage's end nobody waits for a task that lies in
+ * a busy thread's hand. */
+static bool run_one(struct relay_cpu_pool *pool, uint32_t thread, struct hand *hand,
+                    struct sight *seen)
+{
+    struct hand now = *hand;
+    struct sight unused;
+    hand->task = RELAY_CPU_NO_TASK;
+    if (now.task == RELAY_CPU_NO_TASK && !claim_one(pool, 0, &now, seen)) {
+        return false;
+    }
+    struct stage *stage = &pool->stages[now.number % RELAY_CPU_POOL_STAGES_MAX];
+    uint32_t count = atomic_load_explicit(&stage->count, memory_order_relaxed);
+    relay_cpu_task_fn fn = atomic_load_explicit(&stage->fn, memory_order_relaxed);
+    void *context = atomic_load_explicit(&stage->context, memory_order_relaxed);
+    (void)claim_one(pool, 2 * (pool->num_workers + 1), hand, &unused);
+    fn(context, now.task, hand->task, thread);
+    if (atomic_fetch_add_explicit(&pool->done, 1, memory_order_acq_rel) + 1u == count) {
+        stage_finish(pool, now.number);
+    }
+    return true;
 }
 
 static bool changed(struct relay_cpu_pool *pool, const struct sight *seen)
@@ -150,9 +177,10 @@ static void *worker_main(void *argument)
 {
     struct worker *worker = argument;
     struct relay_cpu_pool *pool = worker->pool;
+    struct hand hand = {0, RELAY_CPU_NO_TASK};
     while (!atomic_load(&pool->stop)) {
         struct sight seen;
-        if (!run_one(pool, worker->index, &seen)) {
+        if (!run_one(pool, worker->index, &hand, &seen)) {
             idle(pool, &seen);
         }
     }
@@ -173,6 +201,7 @@ enum relay_code relay_cpu_pool_create(uint32_t threads, struct relay_cpu_pool **
     memset(pool, 0, sizeof(*pool));
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
+    pool->caller.task = RELAY_CPU_NO_TASK;
     pool->workers = calloc(threads, sizeof(*pool->workers));
     if (pool->workers == NULL) {
         relay_cpu_pool_destroy(pool);
@@ -240,9 +269,9 @@ void relay_cpu_pool_wait(struct relay_cpu_pool *pool, uint64_t stage)
     if (stage >= atomic_load(&pool->tail)) {
         return;
     }
-    while (atomic_load(&pool->completed) <= stage) {
+    while (atomic_load(&pool->completed) <= stage || pool->caller.task != RELAY_CPU_NO_TASK) {
         struct sight seen;
-        if (!run_one(pool, 0, &seen) && atomic_load(&pool->completed) <= stage) {
+        if (!run_one(pool, 0, &pool->caller, &seen) && atomic_load(&pool->completed) <= stage) {
             idle(pool, &seen);
         }
     }

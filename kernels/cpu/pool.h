@@ -20,8 +20,10 @@
 struct relay_cpu_pool;
 
 /* thread: 0 is the caller, 1..n-1 the pool's own; two tasks at the same time never have the same.
- */
-typedef void (*relay_cpu_task_fn)(void *context, uint32_t task, uint32_t thread);
+ * next: the task of this stage that this thread runs next, or RELAY_CPU_NO_TASK when that is open:
+ * something to fetch data for. */
+typedef void (*relay_cpu_task_fn)(void *context, uint32_t task, uint32_t next, uint32_t thread);
+#define RELAY_CPU_NO_TASK UINT32_MAX
 
 /* threads in 1..RELAY_CPU_THREADS_MAX. RESOURCE_EXHAUSTED. */
 RELAY_MUST_CHECK enum relay_code relay_cpu_pool_create(uint32_t threads,

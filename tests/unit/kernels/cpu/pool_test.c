@@ -19,15 +19,24 @@ static const uint32_t thread_counts[] = {1, 2, 3, 8};
 struct tally {
     _Atomic uint32_t runs[TASKS_MAX];
     _Atomic uint32_t busy[16]; /* tasks at work on a thread index */
+    uint32_t promised[16];     /* to a thread as its next task */
+    _Atomic uint32_t promises;
     _Atomic bool clash;
     uint32_t threads;
 };
 
-static void tally_task(void *context, uint32_t task, uint32_t thread)
+static void tally_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
 {
     struct tally *tally = context;
     if (thread >= tally->threads || atomic_fetch_add(&tally->busy[thread], 1) != 0) {
         atomic_store(&tally->clash, true);
+    }
+    if (tally->promised[thread] != RELAY_CPU_NO_TASK && tally->promised[thread] != task) {
+        atomic_store(&tally->clash, true);
+    }
+    tally->promised[thread] = next;
+    if (next != RELAY_CPU_NO_TASK) {
+        atomic_fetch_add(&tally->promises, 1);
     }
     atomic_fetch_add(&tally->runs[task], 1);
     atomic_fetch_sub(&tally->busy[thread], 1);
@@ -40,6 +49,7 @@ static void test_pool_runs_every_task_once(void)
         struct relay_cpu_pool *pool;
         static struct tally tally;
         memset(&tally, 0, sizeof(tally));
+        memset(tally.promised, 0xff, sizeof(tally.promised)); /* RELAY_CPU_NO_TASK */
         tally.threads = thread_counts[n];
         CHECK_OK(relay_cpu_pool_create(thread_counts[n], &pool, &err), err);
         for (uint32_t round = 1; round <= 50; round++) {
@@ -50,6 +60,7 @@ static void test_pool_runs_every_task_once(void)
         }
         relay_cpu_pool_destroy(pool);
         CHECK(!atomic_load(&tally.clash));
+        CHECK(atomic_load(&tally.promises) > 0);
     }
 }
 
@@ -68,12 +79,13 @@ struct stage_of {
     uint32_t number;
 };
 
-static void stage_task(void *context, uint32_t task, uint32_t thread)
+static void stage_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
 {
     const struct stage_of *stage = context;
     struct chain *chain = stage->chain;
     const uint32_t *from = chain->values[stage->number % 2];
     uint32_t *to = chain->values[(stage->number + 1) % 2];
+    (void)next;
     (void)thread;
     /* Reads what two tasks of the stage before have written. */
     to[task] = (from[task] + from[(task + 1) % chain->count]) / 2u + 1u;
@@ -105,9 +117,10 @@ static void test_pool_orders_stages(void)
 /* ---- tiny runs with pauses ---------------------------------------------------------------------
  */
 
-static void count_task(void *context, uint32_t task, uint32_t thread)
+static void count_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
 {
     uint32_t *counts = context; /* one per task: nobody else's */
+    (void)next;
     (void)thread;
     counts[task]++;
 }
