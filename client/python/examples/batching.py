@@ -36,15 +36,19 @@ class Batcher:
 
     def __init__(self, engine, rows_max=64):
         self.engine, self.rows_max = engine, rows_max
-        self.waiting, self.live, self.passes = queue.SimpleQueue(), [], 0
+        self.waiting, self.live, self.stopping = queue.SimpleQueue(), [], False
 
     def submit(self, job):
         self.waiting.put(job)
 
+    def stop(self):
+        """Ends run(forever=True) once what was submitted before is done."""
+        self.waiting.put(None)
+
     def run(self, forever=False):
-        """Until nothing is left to do, or for ever."""
-        while forever or self.live or not self.waiting.empty():
-            self.take_in(wait=forever and not self.live)
+        """Until nothing is left to do, or until stop."""
+        while (forever and not self.stopping) or self.live or not self.waiting.empty():
+            self.take_in(wait=forever and not self.stopping and not self.live)
             if self.live:
                 self.decode()
 
@@ -53,8 +57,12 @@ class Batcher:
         if len(self.live) >= self.rows_max or (self.waiting.empty() and not wait):
             return
         job = self.waiting.get()
+        if job is None:
+            self.stopping = True
+            return
         if job.cancelled:
-            return job.on_token(None)
+            job.on_token(None)
+            return
         try:
             job.sequence = self.engine.open(job.prompt_id)
             self.give(job, rt.prefill(self.engine, job.sequence, job.ids))
@@ -74,7 +82,6 @@ class Batcher:
             for job in self.live:  # their K/V is lost with the service; those that wait may have better luck
                 job.error = error
             logits = []
-        self.passes += 1
         for job, row in zip(self.live, logits):
             self.give(job, row)
         self.leave()

@@ -35,7 +35,13 @@ class App:
         self.batcher, self.lock = Batcher(engine), threading.Lock()
         ends = engine.model.generation_config.eos_token_id
         self.stop_ids = ends if isinstance(ends, list) else [ends]
-        threading.Thread(target=self.batcher.run, args=[True], daemon=True).start()
+        self.thread = threading.Thread(target=self.batcher.run, args=[True])
+        self.thread.start()
+
+    def close(self):
+        """The loop must be over before the interpreter is."""
+        self.batcher.stop()
+        self.thread.join()
 
     def prompt_of(self, messages, ids):
         """(prompt id, its tokens) of a conversation's system message, registered if it is new."""
@@ -155,6 +161,9 @@ def main():
             server.serve_forever()
         except KeyboardInterrupt:
             pass
+        finally:
+            server.server_close()
+            Handler.app.close()
 
 
 if __name__ == "__main__":
