@@ -3,6 +3,7 @@
 #include "cpu/cpu_internal.h"
 
 #include "core/host_memory.h"
+#include "cpu/calibrate.h"
 #include "cpu/pages.h"
 
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 /* A prompt is cut into so many KV heads x splits, so that a machine's threads find work when there
  * are few heads, and merging costs nothing when there are many. */
 #define PROMPT_TASKS 32u
+#define ITEM_NS      1000.0f /* to claim an item, read its queries and write its results */
 
 static void cpu_close(struct relay_backend *backend)
 {
@@ -31,7 +33,12 @@ static enum relay_code cpu_open(const struct relay_backend_options *options,
     if (options->threads == 0 && threads > RELAY_CPU_THREADS_MAX) {
         threads = RELAY_CPU_THREADS_MAX;
     }
-    enum relay_code code = relay_cpu_isas_choose(getenv("RELAY_CPU_ISA"), &cpu->isas, err);
+    const char *isa = options->isa != NULL && options->isa[0] != '\0' ? options->isa
+                                                                     : getenv("RELAY_CPU_ISA");
+    enum relay_code code = relay_cpu_isas_find(isa, &cpu->isas, err);
+    if (code == RELAY_OK) {
+        code = relay_cpu_calibrate(&cpu->isas, cpu->detail, sizeof(cpu->detail), err);
+    }
     if (code == RELAY_OK) {
         code = relay_cpu_pool_create(threads, &cpu->pool, err);
     }
@@ -39,15 +46,16 @@ static enum relay_code cpu_open(const struct relay_backend_options *options,
         cpu_close(&cpu->base);
         return code;
     }
-    cpu->packs_pages = cpu->isas.list[0]->packs_pages;
+    cpu->packs_pages = cpu->isas.list[0][0]->packs_pages;
     cpu->base.vtable = &relay_backend_cpu_vtable;
     cpu->base.info = (struct relay_backend_info){
         .name = "cpu",
-        .isa = cpu->isas.list[0]->name,
+        .isa = cpu->isas.list[RELAY_CPU_PROMPT][0]->name,
         .threads = threads,
         .page_tokens = PAGE_TOKENS,
         .batch_invariant = true,
         .memory_bytes = relay_host_memory_bytes(),
+        .detail = cpu->detail,
     };
     *out = &cpu->base;
     return RELAY_OK;
@@ -74,13 +82,17 @@ static enum relay_code cpu_supports(const struct relay_backend *backend,
     return RELAY_OK;
 }
 
-/* Of the shape and the kernel only, never of the thread count: splits decide bits. */
+/* All but the costs follow from the shape and the kernel, never the thread count: splits decide
+ * bits. */
 static void cpu_plan_defaults(const struct relay_backend *backend, struct relay_plan_input *in)
 {
     const struct cpu_backend *cpu = (const struct cpu_backend *)backend;
     const struct relay_layer_kind *kind = &in->shape->kind;
-    const struct relay_cpu_isa *isa = relay_cpu_isa_for(&cpu->isas, in->shape);
-    uint32_t rows = isa->packed_rows_max / (kind->num_q_heads / kind->num_kv_heads);
+    const struct relay_cpu_isa *isa =
+        relay_cpu_isa_for(&cpu->isas, in->shape, RELAY_CPU_PROMPT);
+    const uint32_t group = kind->num_q_heads / kind->num_kv_heads;
+    const float dims = (float)(kind->head_dim_qk + kind->head_dim_v) / 256.0f;
+    uint32_t rows = isa->packed_rows_max / group;
     if (in->page_tokens == 0) {
         in->page_tokens = PAGE_TOKENS;
     }
@@ -88,6 +100,10 @@ static void cpu_plan_defaults(const struct relay_backend *backend, struct relay_
     in->split_tokens_min = SPLIT_TOKENS_MIN;
     in->splits_max = (PROMPT_TASKS + kind->num_kv_heads - 1) / kind->num_kv_heads;
     in->item_rows_max = rows == 0 ? 1 : rows;
+    in->costs = (struct relay_plan_costs){.threads = cpu->base.info.threads,
+                                          .item_ns = ITEM_NS,
+                                          .block_ns = cpu->isas.costs.block_ns * dims,
+                                          .row_ns = cpu->isas.costs.row_ns * dims};
 }
 
 static bool packs(const struct relay_backend *backend, const struct relay_pages_span *span)

@@ -14,7 +14,7 @@
 
 struct cpu_job {
     struct relay_problem problem;
-    const struct relay_cpu_isa *isa;
+    const struct relay_cpu_isa *isa[RELAY_CPU_ITEMS];
     bool packed;                        /* K/V pages */
     struct relay_cpu_partials partials; /* row = partial row, head 0 = query head 0 */
     unsigned char *scratch;             /* [threads,scratch_stride] */
@@ -27,6 +27,7 @@ struct cpu_backend {
     struct relay_backend base;
     struct relay_cpu_isas isas;
     bool packs_pages; /* K/V pages are as pages.h has them, where it can */
+    char detail[256]; /* what calibrating said */
     struct relay_cpu_pool *pool;
     uint64_t runs;                     /* tickets given out: the n-th run's is n */
     uint64_t last_stage[CPU_JOBS_MAX]; /* of the job in this slot */

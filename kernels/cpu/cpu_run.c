@@ -49,8 +49,13 @@ static struct layout layout_of(const struct cpu_backend *cpu, const struct relay
     }
     layout.head_bytes = up_to_64(heads * sizeof(float)) + READ_PAST;
     layout.out_bytes = up_to_64(heads * kind->head_dim_v * sizeof(float)) + READ_PAST;
-    layout.attend_bytes = up_to_64(relay_cpu_isa_for(&cpu->isas, shape)
-                                       ->scratch_bytes(shape, rows * group, plan->block_tokens));
+    layout.attend_bytes = 0;
+    for (int items = 0; items < RELAY_CPU_ITEMS; items++) {
+        const struct relay_cpu_isa *isa =
+            relay_cpu_isa_for(&cpu->isas, shape, (enum relay_cpu_items)items);
+        size_t bytes = up_to_64(isa->scratch_bytes(shape, rows * group, plan->block_tokens));
+        layout.attend_bytes = bytes > layout.attend_bytes ? bytes : layout.attend_bytes;
+    }
     layout.scratch_stride =
         layout.attend_bytes +
         up_to_64((size_t)rows_direct * group * (2u + kind->head_dim_v) * sizeof(float)) + READ_PAST;
@@ -73,7 +78,10 @@ static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
     struct layout layout = layout_of(cpu, problem->shape, problem->plan);
     unsigned char *base = problem->workspace;
     job->problem = *problem;
-    job->isa = relay_cpu_isa_for(&cpu->isas, problem->shape);
+    for (int items = 0; items < RELAY_CPU_ITEMS; items++) {
+        job->isa[items] =
+            relay_cpu_isa_for(&cpu->isas, problem->shape, (enum relay_cpu_items)items);
+    }
     job->packed =
         cpu->packs_pages && relay_cpu_pages_packed(problem->shape, problem->plan->page_tokens);
     job->append_rows = 0;
@@ -128,6 +136,8 @@ static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thre
     const struct relay_problem *problem = &job->problem;
     const struct relay_layer_kind *kind = &problem->shape->kind;
     const struct relay_item *item = &problem->plan->items[task / kind->num_kv_heads];
+    const struct relay_cpu_isa *isa =
+        job->isa[problem->plan->segments[item->segment].shared ? RELAY_CPU_PROMPT : RELAY_CPU_OWN];
     uint32_t group = kind->num_q_heads / kind->num_kv_heads;
     unsigned char *scratch = job->scratch + thread * job->scratch_stride;
     struct relay_cpu_attend work = {
@@ -146,7 +156,7 @@ static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thre
         work.to.m += item->partial * work.to.head_stride + head;
         work.to.l += item->partial * work.to.head_stride + head;
         work.to.out += item->partial * work.to.out_stride + (size_t)head * kind->head_dim_v;
-        job->isa->attend(&work);
+        isa->attend(&work);
         return;
     }
     work.to.out = (float *)(void *)(scratch + job->attend_bytes);
@@ -154,9 +164,9 @@ static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thre
     work.to.m = work.to.out + item->row_count * work.to.out_stride;
     work.to.l = work.to.m + (size_t)item->row_count * group;
     work.to.head_stride = group;
-    job->isa->attend(&work);
+    isa->attend(&work);
     for (uint32_t r = 0; r < item->row_count; r++) {
-        job->isa->merge(&(struct relay_cpu_merge){.problem = problem,
+        job->isa[RELAY_CPU_PROMPT]->merge(&(struct relay_cpu_merge){.problem = problem,
                                                   .row = &problem->plan->rows[item->row_begin + r],
                                                   .from = work.to,
                                                   .index = &r,
@@ -184,7 +194,7 @@ static void merge_task(void *context, uint32_t task, uint32_t next, uint32_t thr
     for (uint32_t r = begin; r < end; r++) {
         const struct relay_plan_row *row = &plan->rows[r];
         if (!row->direct) {
-            job->isa->merge(
+            job->isa[RELAY_CPU_PROMPT]->merge(
                 &(struct relay_cpu_merge){.problem = &job->problem,
                                           .row = row,
                                           .from = job->partials,

@@ -19,22 +19,28 @@ static bool is_available(const struct relay_cpu_isa *isa)
     return isa->available == NULL || isa->available();
 }
 
-/* Adds built_in[from] and what may stand behind it, up to the first that takes every shape. */
-static void add_from(struct relay_cpu_isas *isas, size_t from, bool only)
+/* Adds built_in[from] and what may stand behind it: alone, the first that takes every shape; else all
+ * that want the same pages. */
+static void add_from(struct relay_cpu_isas *isas, size_t from, bool alone)
 {
     for (size_t i = from; i < NUM_BUILT_IN; i++) {
         const struct relay_cpu_isa *isa = built_in[i];
-        bool wanted = i == from || !only || isa->supports == NULL;
+        bool wanted = i == from || !alone || isa->supports == NULL;
+        if (isas->count != 0 && isa->packs_pages != isas->list[0][0]->packs_pages) {
+            return;
+        }
         if (wanted && is_available(isa)) {
-            isas->list[isas->count++] = isa;
-            if (isa->supports == NULL) {
+            isas->list[RELAY_CPU_OWN][isas->count] = isa;
+            isas->list[RELAY_CPU_PROMPT][isas->count] = isa;
+            isas->count++;
+            if (alone && isa->supports == NULL) {
                 return;
             }
         }
     }
 }
 
-enum relay_code relay_cpu_isas_choose(const char *force, struct relay_cpu_isas *out,
+enum relay_code relay_cpu_isas_find(const char *force, struct relay_cpu_isas *out,
                                       struct relay_error *err)
 {
     struct relay_cpu_isas isas = {.count = 0};
@@ -58,12 +64,13 @@ enum relay_code relay_cpu_isas_choose(const char *force, struct relay_cpu_isas *
 }
 
 const struct relay_cpu_isa *relay_cpu_isa_for(const struct relay_cpu_isas *isas,
-                                              const struct relay_shape *shape)
+                                              const struct relay_shape *shape,
+                                              enum relay_cpu_items items)
 {
+    const struct relay_cpu_isa *const *list = isas->list[items];
     uint32_t i = 0;
-    while (i + 1 < isas->count && isas->list[i]->supports != NULL &&
-           !isas->list[i]->supports(shape)) {
+    while (i + 1 < isas->count && list[i]->supports != NULL && !list[i]->supports(shape)) {
         i++;
     }
-    return isas->list[i];
+    return list[i];
 }

@@ -66,22 +66,33 @@ extern const struct relay_cpu_isa relay_cpu_isa_avx512;
 extern const struct relay_cpu_isa relay_cpu_isa_avx512bf16;
 extern const struct relay_cpu_isa relay_cpu_isa_amx;
 
-/* The tables a backend chooses among, best first; the last takes every shape, and all of them want
- * the same pages. */
-#define RELAY_CPU_ISAS_MAX 8u
-struct relay_cpu_isas {
-    const struct relay_cpu_isa *list[RELAY_CPU_ISAS_MAX];
-    uint32_t count;
+/* What items are to kernels: see calibrate.h. */
+enum relay_cpu_items {
+    RELAY_CPU_OWN,    /* a request's own tokens: as many packed rows as one request has */
+    RELAY_CPU_PROMPT, /* a prompt's: the rows of all its readers */
+    RELAY_CPU_ITEMS
 };
 
-/* Those this machine can run. force: the name of one, which then stands first, before the one that
- * takes the shapes it does not (NULL or "" = all). NOT_FOUND for a name that is not built in,
- * UNAVAILABLE for one that this machine cannot run. */
-RELAY_MUST_CHECK enum relay_code relay_cpu_isas_choose(const char *force,
-                                                       struct relay_cpu_isas *out,
-                                                       struct relay_error *err);
+/* The tables a backend chooses among, for each kind of item, best first; the last takes every
+ * shape, and all of them want the same pages and blocks. */
+#define RELAY_CPU_ISAS_MAX 8u
+struct relay_cpu_isas {
+    const struct relay_cpu_isa *list[RELAY_CPU_ITEMS][RELAY_CPU_ISAS_MAX];
+    uint32_t count;
+    struct {
+        float block_ns; /* a block of 64 tokens of 128 + 128 dims of BF16, read by one packed row */
+        float row_ns;   /* more for each packed row */
+    } costs; /* of the first kernel for prompts */
+};
+
+/* Those this machine can run, in the order in which they are built in. force: the name of one, which
+ * then stands first, before the one that takes the shapes it does not (NULL or "" = all). NOT_FOUND
+ * for a name that is not built in, UNAVAILABLE for one that this machine cannot run. */
+RELAY_MUST_CHECK enum relay_code relay_cpu_isas_find(const char *force, struct relay_cpu_isas *out,
+                                                     struct relay_error *err);
 /* The first that takes the shape. Pure: the same answer for plan, workspace and run. */
 const struct relay_cpu_isa *relay_cpu_isa_for(const struct relay_cpu_isas *isas,
-                                              const struct relay_shape *shape);
+                                              const struct relay_shape *shape,
+                                              enum relay_cpu_items items);
 
 #endif

@@ -49,6 +49,7 @@ struct plan_builder {
     struct plan_array intervals;   /* struct plan_interval of one tile's rows */
 
     uint32_t num_shared; /* plan segments that are prompt levels */
+    double own_ns;       /* what the entries' own tokens cost by in->costs */
 };
 
 struct plan_interval {
@@ -62,6 +63,12 @@ enum relay_code plan_array_grow(struct plan_array *array, size_t n, struct relay
 enum relay_code plan_check(const struct relay_plan_input *in, struct relay_error *err);
 /* Fills segments, pages, rows, appends, ranges and own_segment. */
 enum relay_code plan_order(struct plan_builder *b, struct relay_error *err);
+/* Sets own_ns. */
+void plan_cost_begin(struct plan_builder *b);
+/* Rows of a tile of a shared segment that `rows` rows read, split every split_tokens: item_rows_max
+ * or fewer. rows > 0. */
+uint32_t plan_cost_tile_rows(const struct plan_builder *b, uint32_t segment_tokens, uint32_t rows,
+                             uint32_t split_tokens);
 /* Fills items (partial unset) and counts in each row's merge_count the items it sees. */
 enum relay_code plan_items(struct plan_builder *b, struct relay_error *err);
 /* Decides what is DIRECT, numbers the partials and lists each row's. */

@@ -127,9 +127,8 @@ static enum relay_code emit_tile(struct plan_builder *b, uint32_t s, uint32_t ro
 }
 
 static enum relay_code emit_rows(struct plan_builder *b, uint32_t s, uint32_t row_begin,
-                                 uint32_t row_count, struct relay_error *err)
+                                 uint32_t row_count, uint32_t tile, struct relay_error *err)
 {
-    uint32_t tile = b->in->item_rows_max != 0 ? b->in->item_rows_max : row_count;
     while (row_count != 0) {
         uint32_t rows = row_count < tile ? row_count : tile;
         enum relay_code code = emit_tile(b, s, row_begin, rows, err);
@@ -148,20 +147,34 @@ static enum relay_code emit_entry(struct plan_builder *b, uint32_t s, uint32_t e
 {
     const uint32_t *order = b->order.data;
     const uint32_t *entry_row = b->entry_row.data;
-    return emit_rows(b, s, entry_row[entry], b->in->entries[order[entry]].q_len, err);
+    uint32_t rows = b->in->entries[order[entry]].q_len;
+    uint32_t tile = b->in->item_rows_max != 0 ? b->in->item_rows_max : rows;
+    return emit_rows(b, s, entry_row[entry], rows, tile, err);
+}
+
+/* The rows of all entries below a segment together, in as few tiles as pays. */
+static enum relay_code emit_shared(struct plan_builder *b, uint32_t s, struct relay_error *err)
+{
+    const struct plan_range *range = (const struct plan_range *)b->ranges.data + s;
+    uint32_t tokens = ((const struct relay_plan_segment *)b->segments.data)[s].tokens;
+    uint32_t tile;
+    if (range->row_count == 0) {
+        return RELAY_OK;
+    }
+    tile = plan_cost_tile_rows(b, tokens, range->row_count, split_tokens(b->in, tokens));
+    return emit_rows(b, s, range->row_begin, range->row_count, tile, err);
 }
 
 enum relay_code plan_items(struct plan_builder *b, struct relay_error *err)
 {
     const struct plan_range *ranges = b->ranges.data;
     const uint32_t *own_segment = b->own_segment.data;
-    /* AUTO shares: an item costs the kernel the same for one reader as for many, so reading a
-     * prompt once is never dearer than reading it again, whatever the row count. */
     bool share = b->in->sharing != RELAY_SHARING_NEVER;
     enum relay_code code = RELAY_OK;
+    plan_cost_begin(b);
     for (uint32_t s = 0; code == RELAY_OK && s < b->num_shared; s++) {
         if (share) {
-            code = emit_rows(b, s, ranges[s].row_begin, ranges[s].row_count, err);
+            code = emit_shared(b, s, err);
             continue;
         }
         for (uint32_t i = 0; code == RELAY_OK && i < ranges[s].entry_count; i++) {

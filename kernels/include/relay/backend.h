@@ -1,8 +1,8 @@
 /* Backends: where K/V pages live and who computes attention over them.
  *
- * A backend is opened by name ("ref", "cpu", "cuda:1"), owns its threads or device, and is used by one
- * executor: run and wait are for one thread; memory, pages and io calls may come from any thread as
- * long as nobody else uses the same bytes. Every backend passes tests/conformance. */
+ * A backend is opened by name ("ref", "cpu", "cuda:1"), owns its threads or device, and is used by
+ * one executor: run and wait are for one thread; memory, pages and io calls may come from any
+ * thread as long as nobody else uses the same bytes. Every backend passes tests/conformance. */
 #ifndef RELAY_BACKEND_H
 #define RELAY_BACKEND_H
 
@@ -20,10 +20,11 @@ struct relay_backend_options {
     uint32_t device;  /* which of several; the number in "cuda:1" goes before */
     /* The same bits alone and in any batch, where they have a price too; info says what holds. */
     bool batch_invariant;
+    const char *isa; /* cpu: kernels to use, NULL or "" = what start-up finds fastest */
 };
 #define RELAY_BACKEND_OPTIONS_INIT                                                                 \
     {                                                                                              \
-        sizeof(struct relay_backend_options), 0, 0, false                                          \
+        sizeof(struct relay_backend_options), 0, 0, false, NULL                                    \
     }
 
 struct relay_backend_info {
@@ -33,10 +34,11 @@ struct relay_backend_info {
     uint32_t page_tokens;  /* the page size this backend likes */
     bool batch_invariant;  /* a row has the same bits alone and in any batch */
     uint64_t memory_bytes; /* memory K/V can live in */
+    const char *detail;    /* what was measured and chosen at start, one line; NULL = nothing */
 };
 
-/* Opens a backend by name, with ":" and a device number or without. NOT_FOUND for a name that is not built in, UNAVAILABLE when its hardware
- * is missing, RESOURCE_EXHAUSTED. */
+/* Opens a backend by name, with ":" and a device number or without. NOT_FOUND for a name that is
+ * not built in, UNAVAILABLE when its hardware is missing, RESOURCE_EXHAUSTED. */
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_open(
     const char *name, const struct relay_backend_options *options, struct relay_backend **out,
     struct relay_error *err);
@@ -52,8 +54,8 @@ RELAY_EXPORT const char *relay_backend_name(size_t i);
 RELAY_EXPORT RELAY_MUST_CHECK enum relay_code relay_backend_supports(
     const struct relay_backend *backend, const struct relay_shape *shape, struct relay_error *err);
 
-/* Sets page_tokens, split_tokens_min, splits_max, block_tokens and item_rows_max of a plan input to
- * what this backend's kernel for in->shape wants (page_tokens only where it is 0). */
+/* Sets page_tokens, split_tokens_min, splits_max, block_tokens, item_rows_max and costs of a plan
+ * input to what this backend's kernel for in->shape wants (page_tokens only where it is 0). */
 RELAY_EXPORT void relay_backend_plan_defaults(const struct relay_backend *backend,
                                               struct relay_plan_input *in);
 

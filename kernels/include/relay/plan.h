@@ -56,6 +56,17 @@ struct relay_entry {
     bool append;               /* store k, v rows first, at [position, +q_len) of the context */
 };
 
+/* What work costs on the machine that will do it, and among how many threads it is divided. They
+ * decide into how many row tiles a shared segment is cut, from one for all its readers to one for
+ * each, which is not sharing at all: so that threads end together. Never a bit of a result.
+ * All 0: shared segments are cut at item_rows_max only. */
+struct relay_plan_costs {
+    uint32_t threads;
+    float item_ns;  /* of an item and KV head, whatever its size */
+    float block_ns; /* of block_tokens tokens and a KV head, whoever reads them */
+    float row_ns;   /* more for each packed row (query row x query head) that reads them */
+};
+
 struct relay_plan_input {
     const struct relay_shape *shape;
     const struct relay_segment *segments; /* [num_segments] */
@@ -69,6 +80,7 @@ struct relay_plan_input {
     uint32_t splits_max;       /* at most so many splits of one segment, >= 1 */
     uint32_t block_tokens;  /* kernels walk a segment in blocks of so many tokens from its start */
     uint32_t item_rows_max; /* rows of one item at most; 0 = no limit */
+    struct relay_plan_costs costs; /* used with RELAY_SHARING_AUTO */
 };
 
 /* ---- output: what backends read ---- */

@@ -95,6 +95,12 @@ static void draw_input(struct rng *rng, struct input *x)
         .item_rows_max = rng_below(rng, 2) == 0 ? 0 : rng_range(rng, 1, 9),
     };
     x->in.split_tokens_min = x->in.block_tokens * rng_range(rng, 1, 8);
+    if (rng_below(rng, 2) == 0) {
+        x->in.costs = (struct relay_plan_costs){.threads = rng_below(rng, 20),
+                                                .item_ns = (float)rng_below(rng, 3000),
+                                                .block_ns = (float)rng_below(rng, 3000),
+                                                .row_ns = (float)rng_below(rng, 300)};
+    }
     for (uint32_t i = 0; i < sizeof(x->pages) / sizeof(x->pages[0]); i++) {
         x->pages[i] = 1000 + i; /* so that a page id tells whose it is */
     }
@@ -316,10 +322,12 @@ static void check_rows(const struct input *x)
     }
 }
 
-/* With sharing and no row limit, no token of a prompt is in two items. */
+/* With sharing, no row limit and nothing gained by dividing rows among threads, no token of a
+ * prompt is in two items. */
 static void check_read_once(const struct input *x)
 {
-    if (x->in.sharing == RELAY_SHARING_NEVER || x->in.item_rows_max != 0) {
+    if (x->in.sharing == RELAY_SHARING_NEVER || x->in.item_rows_max != 0 ||
+        (x->in.sharing == RELAY_SHARING_AUTO && x->in.costs.threads > 1)) {
         return;
     }
     for (uint32_t i = 0; i < plan->num_items; i++) {

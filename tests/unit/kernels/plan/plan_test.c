@@ -357,6 +357,79 @@ static void test_plan_interval_at_the_edges(void)
     CHECK(lo == 13 && hi == 16);
 }
 
+/* Items of the prompt, one prompt of 1024 tokens for all entries. */
+static uint32_t prompt_items(struct relay_plan_input *in, uint32_t entries)
+{
+    uint32_t count = 0;
+    in->num_entries = entries;
+    if (relay_plan_build(plan, in, &err) != RELAY_OK) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < plan->num_items; i++) {
+        count += plan->segments[plan->items[i].segment].shared ? 1u : 0u;
+    }
+    return count;
+}
+
+static void test_plan_divides_rows_where_threads_would_wait(void)
+{
+    struct relay_segment seg = {pages, 1024, 0, RELAY_NO_SEGMENT};
+    struct relay_entry entries[64];
+    struct relay_shape s = shape(); /* 2 KV heads */
+    struct relay_plan_input in = input(&s, &seg, 1, entries, 64);
+    for (uint32_t i = 0; i < 64; i++) {
+        entries[i] = decode(0, 1024, 1);
+        entries[i].row_begin = i;
+    }
+    in.splits_max = 1;
+    in.costs = (struct relay_plan_costs){.item_ns = 1000, .block_ns = 300, .row_ns = 80};
+    CHECK_EQ(prompt_items(&in, 64), 1); /* nobody to divide among */
+    in.costs.threads = 2;
+    CHECK_EQ(prompt_items(&in, 64), 1); /* a KV head each */
+    in.costs.threads = 8;
+    CHECK_EQ(prompt_items(&in, 64), 4);
+    CHECK_EQ(prompt_items(&in, 2), 2); /* no more tiles than rows */
+    CHECK_EQ(prompt_items(&in, 1), 1);
+    in.costs.block_ns = 1e6f; /* reading is all that costs: twice would be twice the price */
+    CHECK_EQ(prompt_items(&in, 64), 1);
+    in.costs.block_ns = 300;
+    in.splits_max = 4; /* enough to do without */
+    CHECK_EQ(prompt_items(&in, 64), 4);
+    CHECK_EQ(plan->items[1].row_count, 64);
+    in.splits_max = 1;
+    in.sharing = RELAY_SHARING_ALWAYS;
+    CHECK_EQ(prompt_items(&in, 64), 1);
+    CHECK_EQ(plan->prompt_tokens_read, 1024);
+}
+
+/* What a plan costs does not change what a row merges, or in which order. */
+static void test_plan_costs_leave_splits_alone(void)
+{
+    struct relay_segment seg = {pages, 1000, 0, RELAY_NO_SEGMENT};
+    struct relay_entry entries[9];
+    struct relay_shape s = shape();
+    struct relay_plan_input in = input(&s, &seg, 1, entries, 9);
+    uint32_t counts[9];
+    for (uint32_t i = 0; i < 9; i++) {
+        entries[i] = decode(0, 1000, 70 + i);
+    }
+    CHECK_OK(relay_plan_build(plan, &in, &err), err);
+    for (uint32_t r = 0; r < 9; r++) {
+        counts[r] = plan->rows[r].merge_count;
+    }
+    in.costs = (struct relay_plan_costs){.threads = 64, .block_ns = 1, .row_ns = 1000};
+    CHECK_OK(relay_plan_build(plan, &in, &err), err);
+    CHECK(plan->prompt_tokens_read > 1000);
+    for (uint32_t r = 0; r < 9; r++) {
+        CHECK_EQ(plan->rows[r].merge_count, counts[r]);
+    }
+    for (uint32_t i = 0; i < plan->num_items; i++) {
+        bool shared = plan->segments[plan->items[i].segment].shared;
+        CHECK(!shared ||
+              plan->items[i].token_begin % 256 == 0); /* 1000 over 4, up to whole blocks of 16 */
+    }
+}
+
 int main(void)
 {
     if (relay_plan_create(&plan, &err) != RELAY_OK) {
@@ -376,6 +449,8 @@ int main(void)
     CHECK_RUN(test_plan_refuses_too_many_rows);
     CHECK_RUN(test_plan_keeps_its_memory);
     CHECK_RUN(test_plan_interval_at_the_edges);
+    CHECK_RUN(test_plan_divides_rows_where_threads_would_wait);
+    CHECK_RUN(test_plan_costs_leave_splits_alone);
     relay_plan_destroy(plan);
     relay_plan_destroy(NULL);
     return check_done();

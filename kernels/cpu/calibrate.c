@@ -1,0 +1,201 @@
+#include "cpu/calibrate.h"
+
+#include "cpu/pages.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define DIM       128u
+#define TOKENS    256u
+#define PAGE      64u
+#define GROUP     4u
+#define FEW       4u  /* packed rows: one request's */
+#define MANY      96u /* a batch's */
+#define RUNS      7
+#define BUDGET_NS 8000000.0 /* of one kernel and row count: slow machines get fewer runs */
+#define BETTER    0.8       /* a quarter faster: noise must not decide bits */
+
+/* Everything one item needs. */
+struct bench {
+    struct relay_shape shape;
+    struct relay_plan plan;
+    struct relay_plan_segment segment;
+    uint32_t pages[TOKENS / PAGE];
+    struct relay_plan_row rows[MANY / GROUP];
+    struct relay_item item;
+    struct relay_io io;
+    struct relay_problem problem;
+    struct relay_cpu_partials to;
+    unsigned char *memory;
+};
+
+static double now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+/* Ordinary values: denormal or equal ones would take other times. */
+static void fill(uint16_t *to, size_t n)
+{
+    uint32_t state = 1;
+    for (size_t i = 0; i < n; i++) {
+        state = state * 1664525u + 1013904223u;
+        to[i] = (uint16_t)((state >> 31) << 15 | 0x3f00u | ((state >> 16) & 0xffu));
+    }
+}
+
+static void bench_init(struct bench *b)
+{
+    memset(b, 0, sizeof(*b));
+    b->shape = (struct relay_shape){.kind = {.num_q_heads = GROUP,
+                                             .num_kv_heads = 1,
+                                             .head_dim_qk = DIM,
+                                             .head_dim_v = DIM,
+                                             .scale = 0.02f},
+                                    .kv_dtype = RELAY_DTYPE_BF16,
+                                    .io_dtype = RELAY_DTYPE_BF16,
+                                    .out_dtype = RELAY_DTYPE_BF16};
+    b->segment = (struct relay_plan_segment){.tokens = TOKENS};
+    for (uint32_t i = 0; i < TOKENS / PAGE; i++) {
+        b->pages[i] = i;
+    }
+    for (uint32_t r = 0; r < MANY / GROUP; r++) {
+        b->rows[r] = (struct relay_plan_row){.row = r, .position = TOKENS - 1};
+    }
+    b->plan = (struct relay_plan){.page_tokens = PAGE,
+                                  .block_tokens = PAGE,
+                                  .num_segments = 1,
+                                  .num_pages = TOKENS / PAGE,
+                                  .num_rows = MANY / GROUP,
+                                  .segments = &b->segment,
+                                  .pages = b->pages,
+                                  .rows = b->rows};
+    b->item = (struct relay_item){.token_end = TOKENS};
+}
+
+/* K, V, q, the results and `scratch` bytes, which is returned. */
+static void *bench_memory(struct bench *b, size_t scratch)
+{
+    size_t kv = 2u * TOKENS * DIM * sizeof(uint16_t);
+    size_t q = MANY * DIM * sizeof(uint16_t);
+    size_t out = MANY * DIM * sizeof(float);
+    size_t heads = MANY * sizeof(float);
+    size_t bytes = (kv + q + out + 2 * heads + scratch + 63) / 64 * 64;
+    b->memory = aligned_alloc(64, bytes);
+    if (b->memory == NULL) {
+        return NULL;
+    }
+    fill((uint16_t *)(void *)b->memory, (kv + q) / sizeof(uint16_t));
+    b->io = (struct relay_io){.q = b->memory + kv};
+    b->to = (struct relay_cpu_partials){.out = (float *)(void *)(b->memory + kv + q),
+                                        .m = (float *)(void *)(b->memory + kv + q + out),
+                                        .l = (float *)(void *)(b->memory + kv + q + out + heads),
+                                        .out_stride = GROUP * DIM,
+                                        .head_stride = GROUP};
+    b->problem = (struct relay_problem){
+        .shape = &b->shape,
+        .plan = &b->plan,
+        .kv = {.k = b->memory,
+               .v = b->memory + PAGE * DIM * sizeof(uint16_t),
+               .page_stride = 2u * PAGE * DIM * sizeof(uint16_t)},
+        .ios = &b->io,
+        .num_ios = 1,
+    };
+    return b->memory + kv + q + out + 2 * heads;
+}
+
+/* The shortest of some runs: what disturbs only adds. */
+static double time_rows(struct bench *b, const struct relay_cpu_isa *isa, uint32_t packed_rows,
+                        void *scratch)
+{
+    struct relay_cpu_attend work = {
+        .problem = &b->problem, .item = &b->item, .to = b->to, .scratch = scratch};
+    double best = 0.0;
+    double start = now_ns();
+    b->item.row_count = packed_rows / GROUP;
+    for (int i = 0; i < RUNS && (i < 2 || now_ns() - start < BUDGET_NS); i++) {
+        double begin = now_ns();
+        isa->attend(&work);
+        double ns = now_ns() - begin;
+        best = i == 0 || ns < best ? ns : best;
+    }
+    return best;
+}
+
+/* What blocks and rows cost the kernel that prompts get: time is blocks * (block + rows * row). */
+static void set_costs(struct relay_cpu_isas *isas, double few_ns, double many_ns)
+{
+    const double blocks = TOKENS / PAGE;
+    double row = (many_ns - few_ns) / blocks / (MANY - FEW);
+    double block = few_ns / blocks - FEW * row;
+    isas->costs.row_ns = row > 1.0 ? (float)row : 1.0f;
+    isas->costs.block_ns = block > 1.0 ? (float)block : 1.0f;
+}
+
+/* Moves what is faster to the front, the rest keeping its order. */
+static void sort(const struct relay_cpu_isa **list, double *ns, uint32_t count)
+{
+    for (uint32_t i = 1; i < count; i++) {
+        for (uint32_t j = i; j > 0 && ns[j] < BETTER * ns[j - 1]; j--) {
+            const struct relay_cpu_isa *isa = list[j];
+            double t = ns[j];
+            list[j] = list[j - 1];
+            ns[j] = ns[j - 1];
+            list[j - 1] = isa;
+            ns[j - 1] = t;
+        }
+    }
+}
+
+static void describe(const struct relay_cpu_isas *isas, double ns[RELAY_CPU_ITEMS][RELAY_CPU_ISAS_MAX],
+                     char *detail, size_t bytes)
+{
+    const double flops[RELAY_CPU_ITEMS] = {4.0 * TOKENS * DIM * FEW, 4.0 * TOKENS * DIM * MANY};
+    size_t at = 0;
+    for (int items = RELAY_CPU_ITEMS; items-- > 0;) {
+        int n = snprintf(detail + at, bytes - at, "%s%s", at == 0 ? "" : "; ",
+                         items == RELAY_CPU_PROMPT ? "prompts" : "own tokens");
+        at = n > 0 && (size_t)n < bytes - at ? at + (size_t)n : bytes - 1;
+        for (uint32_t i = 0; i < isas->count; i++) {
+            n = snprintf(detail + at, bytes - at, " %s %.0f", isas->list[items][i]->name,
+                         flops[items] / ns[items][i]);
+            at = n > 0 && (size_t)n < bytes - at ? at + (size_t)n : bytes - 1;
+        }
+    }
+    (void)snprintf(detail + at, bytes - at, " GFLOP/s a thread, best first");
+}
+
+enum relay_code relay_cpu_calibrate(struct relay_cpu_isas *isas, char *detail, size_t detail_bytes,
+                                    struct relay_error *err)
+{
+    double ns[RELAY_CPU_ITEMS][RELAY_CPU_ISAS_MAX];
+    struct bench b;
+    size_t scratch_bytes = 0;
+    bench_init(&b);
+    for (uint32_t i = 0; i < isas->count; i++) {
+        size_t bytes = isas->list[0][i]->scratch_bytes(&b.shape, MANY, PAGE);
+        scratch_bytes = bytes > scratch_bytes ? bytes : scratch_bytes;
+    }
+    void *scratch = bench_memory(&b, scratch_bytes);
+    if (scratch == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory to measure the kernels");
+    }
+    for (uint32_t i = 0; i < isas->count; i++) {
+        ns[RELAY_CPU_OWN][i] = time_rows(&b, isas->list[0][i], FEW, scratch);
+        ns[RELAY_CPU_PROMPT][i] = time_rows(&b, isas->list[0][i], MANY, scratch);
+    }
+    free(b.memory);
+    sort(isas->list[RELAY_CPU_PROMPT], ns[RELAY_CPU_PROMPT], isas->count);
+    for (uint32_t i = 0; i < isas->count; i++) { /* the first list is still in the old order */
+        if (isas->list[RELAY_CPU_OWN][i] == isas->list[RELAY_CPU_PROMPT][0]) {
+            set_costs(isas, ns[RELAY_CPU_OWN][i], ns[RELAY_CPU_PROMPT][0]);
+        }
+    }
+    sort(isas->list[RELAY_CPU_OWN], ns[RELAY_CPU_OWN], isas->count);
+    describe(isas, ns, detail, detail_bytes);
+    return RELAY_OK;
+}
