@@ -10,6 +10,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <malloc.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -171,6 +173,7 @@ static enum relay_code build_backend(struct app *app, struct relay_error *err)
 {
     struct relay_backend_options options = RELAY_BACKEND_OPTIONS_INIT;
     options.threads = app->config.threads;
+    options.isa = app->config.cpu_isa;
     return relay_backend_open(app->config.backend, &options, &app->backend, err);
 }
 
@@ -278,6 +281,23 @@ static enum relay_code build_listen(struct app *app, struct relay_error *err)
     return RELAY_OK;
 }
 
+/* gRPC wakes any of its queues' threads for any connection, and a wrong one has to wake the right
+ * one: so one thread while it can do the work, which is to copy messages. */
+#define CPUS_PER_RPC_THREAD 8u
+#define RPC_THREADS_MAX     8u
+
+static uint32_t rpc_threads(const struct relayd_config *config)
+{
+    cpu_set_t set;
+    if (config->rpc_threads != 0) {
+        return config->rpc_threads;
+    }
+    CPU_ZERO(&set);
+    const int cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+    const uint32_t threads = (uint32_t)cpus / CPUS_PER_RPC_THREAD;
+    return threads < 1 ? 1 : (threads > RPC_THREADS_MAX ? RPC_THREADS_MAX : threads);
+}
+
 static enum relay_code build_rpc(struct app *app, struct relay_error *err)
 {
     const struct relayd_config *config = &app->config;
@@ -290,7 +310,7 @@ static enum relay_code build_rpc(struct app *app, struct relay_error *err)
         .worker = relayd_ops_worker(app->ops),
         .listen = app->listen,
         .num_listen = app->num_listen,
-        .threads = config->rpc_threads,
+        .threads = rpc_threads(config),
         .spin_us = config->spin_us,
         .message_bytes_max = (uint32_t)config->message_bytes_max,
         .streams_max = config->streams_max,
@@ -364,6 +384,9 @@ static void tell_ready(const struct app *app)
         RELAYD_LOG(INFO, "listen", "address=%s port=%" PRIu32, app->listen[i],
                    relayd_rpc_port(app->rpc, i));
     }
+    if (info->detail != NULL) {
+        RELAYD_LOG(INFO, "kernels", "isa=%s measured=\"%s\"", info->isa, info->detail);
+    }
     RELAYD_LOG(INFO, "ready", "version=%s backend=%s isa=%s threads=%" PRIu32 " pid=%ld",
                RELAYD_VERSION, info->name, info->isa, info->threads, (long)getpid());
     if (app->config.ready_fd == 0) {
@@ -379,10 +402,16 @@ static void tell_ready(const struct app *app)
     }
 }
 
+/* gRPC's buffers of half a megabyte come and go with each message. By default they would go back to
+ * the system each time, and come again a page fault at a time: 50 us a call and more. */
+#define HEAP_BYTES_KEPT (4 << 20)
+
 static int serve(struct app *app)
 {
     struct relay_error err = {0};
 
+    mallopt(M_MMAP_THRESHOLD, HEAP_BYTES_KEPT);
+    mallopt(M_TRIM_THRESHOLD, HEAP_BYTES_KEPT);
     enum relay_code code = build(app, &err);
     if (code == RELAY_OK) {
         app->progress_ns = relayd_clock_now_ns(&relayd_clock_system);

@@ -28,7 +28,11 @@ static grpc_arg arg_int(const char *key, uint32_t value)
                       .value.integer = value > INT32_MAX ? INT32_MAX : (int)value};
 }
 
-#define CHANNEL_ARGS_MAX 12u
+#define CHANNEL_ARGS_MAX 16u
+/* Answers of 256 KiB in few reads, and without waiting for a window to grow. */
+#define LOOKAHEAD_BYTES      (4u << 20)
+#define READ_CHUNK_BYTES     (512u << 10)
+#define READ_CHUNK_BYTES_MAX (4u << 20)
 
 /* What all our channels have; how many. */
 static size_t channel_args(const struct relay_client_options *o, grpc_arg *args)
@@ -38,6 +42,10 @@ static size_t channel_args(const struct relay_client_options *o, grpc_arg *args)
     args[n++] = arg_int(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, INT32_MAX);
     /* Repeats are ours, and core's cost latency. */
     args[n++] = arg_int(GRPC_ARG_ENABLE_RETRIES, 0);
+    args[n++] = arg_int(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, LOOKAHEAD_BYTES);
+    args[n++] = arg_int(GRPC_ARG_TCP_READ_CHUNK_SIZE, READ_CHUNK_BYTES);
+    args[n++] = arg_int(GRPC_ARG_TCP_MIN_READ_CHUNK_SIZE, READ_CHUNK_BYTES);
+    args[n++] = arg_int(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, READ_CHUNK_BYTES_MAX);
     if (o->keepalive_time_ms > 0) {
         args[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIME_MS, o->keepalive_time_ms);
         args[n++] = arg_int(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, o->keepalive_timeout_ms);

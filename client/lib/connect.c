@@ -14,6 +14,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+/* Of a unix socket: the q, k and v of a step. */
+#define SEND_BYTES (2 << 20)
+
 static bool starts(const char *s, const char *prefix)
 {
     return strncmp(s, prefix, strlen(prefix)) == 0;
@@ -50,7 +53,7 @@ static int finish_connect(int fd, uint64_t deadline_us)
 static int connect_to(int family, const struct sockaddr *address, socklen_t bytes,
                       uint64_t deadline_us, int *out)
 {
-    const int one = 1;
+    const int one = 1, send_bytes = SEND_BYTES;
     const int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return errno;
@@ -62,6 +65,11 @@ static int connect_to(int family, const struct sockaddr *address, socklen_t byte
     if (error == 0 && family != AF_UNIX &&
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0) {
         error = errno;
+    }
+    if (family == AF_UNIX) {
+        /* As much as the system allows: else a message goes in parts, each after a wake-up here and
+         * there. TCP sizes its buffers by itself. */
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof(send_bytes));
     }
     if (error != 0) {
         close(fd);

@@ -1,5 +1,6 @@
-/* The insides of a link, shared by link.c (who waits and who pumps) and link_messages.c (what is
- * sent and what comes). All functions here need link->mutex. */
+/* The insides of a link, shared by link.c (who waits and who pumps), link_connect.c (the
+ * connection) and link_messages.c (what is sent and what comes). All functions here need
+ * link->mutex. */
 #ifndef RELAY_CLIENT_LINK_INTERNAL_H
 #define RELAY_CLIENT_LINK_INTERNAL_H
 
@@ -45,15 +46,27 @@ void relay_link_handle(struct relay_link *link, const grpc_event *event);
 void relay_link_call_done(struct relay_link *link, struct relay_step_call *call,
                           const struct relay_error *err);
 
-/* ---- link.c ---- */
+/* ---- link_connect.c ---- */
 
+/* Is there something to connect for, and is it time to? */
+bool relay_link_is_due(const struct relay_link *link);
+/* Connects and sends Attach. Blocks until deadline_us without the mutex, as the one who pumps. */
+void relay_link_connect(struct relay_link *link, uint64_t deadline_us);
+/* Closes stream and connection and forgets what was under way; what was not answered waits. */
+void relay_link_take_down(struct relay_link *link);
 /* The stream is over: takes it down and decides what becomes of what was under way. */
 void relay_link_broken(struct relay_link *link);
-/* Wakes those who wait on changed. */
-void relay_link_wake(struct relay_link *link);
+/* The server does not know the session: because it has restarted, or because the session ended?
+ * Blocks without the mutex, as the one who pumps. */
+void relay_link_ask_why(struct relay_link *link);
 /* Unanswered calls fail; later ones try again. */
 void relay_link_fail(struct relay_link *link, const struct relay_error *why);
 /* All steps and calls fail, now and for ever. */
 void relay_link_lose(struct relay_link *link, const struct relay_error *why);
+
+/* ---- link.c ---- */
+
+/* Wakes those who wait on changed. */
+void relay_link_wake(struct relay_link *link);
 
 #endif

@@ -73,7 +73,7 @@ ISO_C = {
     "stddef.h", "stdint.h", "stdio.h", "stdlib.h", "string.h", "time.h",
 }
 POSIX = {
-    "dirent.h", "dlfcn.h", "fcntl.h", "getopt.h", "netdb.h", "poll.h", "pthread.h", "sched.h",
+    "dirent.h", "dlfcn.h", "fcntl.h", "getopt.h", "malloc.h", "netdb.h", "poll.h", "pthread.h", "sched.h",
     "semaphore.h", "strings.h", "termios.h", "unistd.h", "immintrin.h", "cpuid.h", "arm_neon.h",
 }
 POSIX_FOLDERS = ("sys/", "netinet/", "arpa/", "net/", "linux/", "asm/")

@@ -149,7 +149,7 @@ static void test_bad_values_are_refused_wherever_they_stand(void)
 {
     check_refused(ARGS("--threads"), no_env, "--threads", "missing");
     check_refused(ARGS("--threads", "many"), no_env, "flag --threads", "\"many\" is not a number");
-    check_refused(ARGS("--rpc-threads=0"), no_env, "flag --rpc-threads", "0 is outside 1 to 64");
+    check_refused(ARGS("--rpc-threads=65"), no_env, "flag --rpc-threads", "65 is outside 0 to 64");
     check_refused(ARGS("--log-level=loud"), no_env, "flag --log-level", "debug|info|warn|error");
     check_refused(ARGS("--listen="), no_env, "flag --listen", "0 characters");
     check_refused(ARGS("--listen=unix:/a,,unix:/b"), no_env, "flag --listen", "0 characters");

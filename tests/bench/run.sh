@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Runs benches and says what they measured; never fails on slowness.
+#
+# Usage: tests/bench/run.sh rpc [--json]       what RPCs cost, against a bare gRPC echo
+#        tests/bench/run.sh kernels [OPTIONS]  kernels_bench, which explains its options
+#   --json            one JSON object a line, as the benches print them
+#   RELAY_BUILD_DIR   build folder (build/release); its relayd, relayctl and benches must be built
+#   RELAY_BENCH_NICE  a command in front of all, e.g. "chrt -f 10" on a machine with other work
+#
+# rpc is: unary and stream calls of 384 KiB in and 256 KiB out, by turns with a bare C core echo of
+# the same bytes, over a unix socket and TCP, and once more with an echo that keeps its heap as
+# relayd does; admission of a step of 256 requests and its plan; two sessions on one prompt of 8192
+# tokens, shared against plain.
+set -eu
+cd "$(dirname "$0")/../.."
+build=${RELAY_BUILD_DIR:-build/release}
+read -r -a nice <<<"${RELAY_BENCH_NICE:-env}"
+
+usage() {
+  sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
+  exit 64
+}
+
+show() {
+  if [ "$json" = yes ]; then
+    cat
+  else
+    sed -e 's/[{}"]//g' -e 's/^/\n/' -e 's/, /\n  /g'
+  fi
+}
+
+# Two sessions on a long prompt, against a relayd of its own.
+shared_prompt() {
+  local work server
+  work=$(mktemp -d)
+  "${nice[@]}" "$build/service/relayd" --listen "unix:$work/sock" 2>"$work/log" &
+  server=$!
+  trap '{ kill "$server"; wait "$server"; } 2>/dev/null; rm -rf "$work"' RETURN
+  for _ in $(seq 200); do
+    "$build/client/relayctl" --target "unix://$work/sock" health >/dev/null 2>&1 && break
+    sleep 0.1
+  done
+  "${nice[@]}" "$build/client/relayctl" --target "unix://$work/sock" bench --prompt 8192 --batch 16 \
+    --layers 4 --sessions 2 --steps 20 --align-us 200000 --json
+}
+
+[ $# -ge 1 ] || usage
+what=$1
+shift
+case $what in
+kernels) exec "${nice[@]}" "$build/tests/bench/kernels_bench" "$@" ;;
+rpc) ;;
+*) usage ;;
+esac
+json=no
+case ${1:-} in
+'') ;;
+--json) json=yes ;;
+*) usage ;;
+esac
+for program in service/relayd client/relayctl tests/bench/rpc_bench tests/bench/rpc_admission_bench; do
+  if [ ! -x "$build/$program" ]; then
+    echo "run.sh: $build/$program is not built" >&2
+    exit 1
+  fi
+done
+{
+  "${nice[@]}" "$build/tests/bench/rpc_bench"
+  "${nice[@]}" "$build/tests/bench/rpc_bench" --tcp
+  "${nice[@]}" "$build/tests/bench/rpc_bench" --keep-heap
+  "${nice[@]}" "$build/tests/bench/rpc_admission_bench"
+  shared_prompt
+} | show
