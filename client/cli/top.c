@@ -118,7 +118,9 @@ static enum relay_code take_look(struct relay_client *client, struct look *look,
         look_free(look);
         return code;
     }
-    qsort(look->rows, look->n, sizeof(look->rows[0]), compare_rows);
+    if (look->n > 0) {
+        qsort(look->rows, look->n, sizeof(look->rows[0]), compare_rows);
+    }
     return RELAY_OK;
 }
 
