@@ -67,9 +67,11 @@ struct cuda_plan {
     const uint32_t *pages;
     uint32_t num_units;
     uint32_t num_pairs;
-    uint32_t num_before_merge;
+    uint32_t num_wide;
+    uint32_t num_narrow;
     uint32_t num_appends;
     uint32_t slots;
+    uint32_t narrow_heads;
 };
 
 /* Pinned memory that an upload leaves from. */

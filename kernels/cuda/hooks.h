@@ -20,7 +20,6 @@ struct relay_cuda_options {
     bool two_launches;  /* producers, then merges */
     bool no_overlap;    /* a launch begins when the one before it is done */
     bool no_early;      /* and reads K/V only then */
-    bool no_prefetch;   /* leave own tokens in memory while prompts compute */
     bool keep_own;      /* own tokens leave L2 like others */
     bool direct_io;     /* host memory is read and written in place by the attention kernel */
 };

@@ -2,8 +2,9 @@
  *
  * A unit is a piece of work of one warpgroup (or of two, PAIR) for one KV head: some packed rows
  * times some tokens of a segment. Packed rows are plan rows times query heads of a group:
- * packed = plan row * group + head in group. A launch multiplies the units by the KV heads: unit u,
- * head h is number u * num_kv_heads + h. Both sides of the border; no state. */
+ * packed = plan row * group + head in group. A launch multiplies the units by the KV heads, or, of
+ * NARROW ones, by groups of them: a warpgroup then computes several heads side by side. Both sides
+ * of the border; no state. */
 #ifndef RELAY_CUDA_LAUNCH_H
 #define RELAY_CUDA_LAUNCH_H
 
@@ -25,7 +26,7 @@ extern "C" {
 
 /* How a unit's rows and tokens map to warps. */
 enum relay_cuda_unit_kind {
-    RELAY_CUDA_NARROW = 0, /* <= 16 packed rows; each warp has its own 16 tokens of a step */
+    RELAY_CUDA_NARROW = 0, /* <= 16 packed rows; each warp has its own 16 tokens of a tile */
     RELAY_CUDA_WIDE = 1,   /* <= 64 packed rows; each warp has its own 16 rows */
     RELAY_CUDA_PAIR = 2,   /* <= 128 packed rows; two warpgroups read the same K/V */
     RELAY_CUDA_MERGE = 3,  /* no tokens: merges <= 16 packed rows and writes them */
@@ -99,7 +100,7 @@ enum relay_cuda_param_flags {
     RELAY_CUDA_P_STAGED = 1u << 2,   /* queries lie packed at q, K/V is appended already */
     RELAY_CUDA_P_POW2 = 1u << 3,     /* page_tokens is a power of two >= 16 */
     RELAY_CUDA_P_STREAM = 1u << 4,   /* own tokens leave L2 first */
-    RELAY_CUDA_P_PREFETCH = 1u << 5, /* bring own tokens to L2 while prompts compute */
+    RELAY_CUDA_P_EXACT = 1u << 5,    /* head dims are the kernel's, nothing is padded */
 };
 
 struct relay_cuda_params {
@@ -122,14 +123,24 @@ struct relay_cuda_params {
     const struct relay_cuda_io *io_table; /* when more than the inline ones */
     uint32_t num_ios;
     uint32_t num_rows;
-    uint32_t unit_begin; /* units * num_kv_heads [unit_begin, unit_end), PAIR ones first */
-    uint32_t unit_end;
+    uint32_t units_wide;   /* units [0, units_wide) are PAIR and WIDE, */
+    uint32_t units_narrow; /* [units_wide, units_narrow) NARROW, the others MERGE */
+    uint32_t narrow_heads; /* KV heads of a NARROW unit's warpgroup: 1, 2 or 4 */
+    /* Numbers of units times heads: PAIR, WIDE, NARROW, MERGE end where these say. */
+    uint32_t number_begin; /* of this launch */
     uint32_t pair_end;
+    uint32_t wide_end;
+    uint32_t narrow_end;
+    uint32_t number_end; /* of this launch */
     uint32_t slots;
     uint32_t partial_stride; /* floats */
     uint32_t num_q_heads;
     uint32_t num_kv_heads;
     uint32_t group;
+    /* ceil(2^32 / n): x / n is the upper word of the product for all x that a launch has. */
+    uint32_t group_reciprocal;
+    uint32_t heads_reciprocal;        /* of num_kv_heads */
+    uint32_t narrow_reciprocal;       /* of num_kv_heads / narrow_heads */
     uint32_t dqk;
     uint32_t dv;
     uint32_t page_tokens;

@@ -93,9 +93,11 @@ static enum relay_code upload(struct cuda_backend *cuda, struct cuda_plan *to,
     to->pages = (const uint32_t *)(const void *)(base + l.pages);
     to->num_units = s->num_units;
     to->num_pairs = s->num_pairs;
-    to->num_before_merge = s->num_before_merge;
+    to->num_wide = s->num_wide;
+    to->num_narrow = s->num_narrow;
     to->num_appends = s->num_appends;
     to->slots = s->slots;
+    to->narrow_heads = s->narrow_heads;
     return RELAY_OK;
 }
 
@@ -125,6 +127,7 @@ enum relay_code cuda_plan_get(struct cuda_backend *cuda, const struct relay_prob
         .groups = traits->groups != 0 ? traits->groups : 1,
         .pair = traits->pair,
         .fused = traits->groups != 0 && !cuda->options.two_launches,
+        .one_head = traits->groups == 0,
     };
     struct relay_cuda_tuning tuning = cuda->options.tuning;
     struct cuda_plan *to;

@@ -32,6 +32,12 @@ size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct re
     return plan->num_items != 0 ? WORKSPACE_BYTES : 0;
 }
 
+/* ceil(2^32 / n), 0 for 1. */
+static uint32_t reciprocal_of(uint32_t n)
+{
+    return n < 2 ? 0 : (uint32_t)(((UINT64_C(1) << 32) + n - 1) / n);
+}
+
 static uint32_t log2_of(uint32_t n)
 {
     uint32_t i = 0;
@@ -58,6 +64,8 @@ static enum relay_code fill_params(struct cuda_backend *cuda, const struct relay
     p->num_q_heads = kind->num_q_heads;
     p->num_kv_heads = kind->num_kv_heads;
     p->group = kind->num_q_heads / kind->num_kv_heads;
+    p->group_reciprocal = reciprocal_of(p->group);
+    p->heads_reciprocal = reciprocal_of(p->num_kv_heads);
     p->dqk = kind->head_dim_qk;
     p->dv = kind->head_dim_v;
     p->page_tokens = page;
@@ -153,6 +161,17 @@ static bool is_aligned(const struct relay_problem *problem)
     return bits % 16 == 0;
 }
 
+/* Numbers that kernels divide by multiplying stay so small that this is exact. */
+static bool is_small(const struct relay_problem *problem)
+{
+    const struct relay_layer_kind *kind = &problem->shape->kind;
+    uint64_t group = kind->num_q_heads / kind->num_kv_heads;
+    uint64_t heads = kind->num_kv_heads;
+    uint64_t units = (uint64_t)problem->plan->num_rows + problem->plan->num_items;
+    return problem->plan->num_rows * group * group <= UINT32_MAX &&
+           units * 256u * heads * heads <= UINT32_MAX * UINT64_C(16);
+}
+
 static bool on_device(struct cuda_backend *cuda, const struct relay_problem *problem)
 {
     for (uint32_t i = 0; i < problem->num_ios; i++) {
@@ -176,6 +195,22 @@ static enum relay_code reset_flags(struct cuda_backend *cuda, struct relay_error
     }
     cuda->last_attends = false;
     return code;
+}
+
+/* Where the kinds end in the numbering of units times heads. */
+static void fill_numbers(const struct cuda_plan *plan, struct relay_cuda_params *p)
+{
+    uint32_t heads = p->num_kv_heads;
+    p->units_wide = plan->num_wide;
+    p->units_narrow = plan->num_narrow;
+    p->narrow_heads = plan->narrow_heads;
+    p->narrow_reciprocal = reciprocal_of(heads / plan->narrow_heads);
+    p->pair_end = plan->num_pairs * heads;
+    p->wide_end = plan->num_wide * heads;
+    p->narrow_end =
+        p->wide_end + (plan->num_narrow - plan->num_wide) * (heads / plan->narrow_heads);
+    p->number_begin = 0;
+    p->number_end = p->narrow_end + (plan->num_units - plan->num_narrow) * heads;
 }
 
 static enum relay_code fill_workspace(struct cuda_backend *cuda, const struct cuda_plan *plan,
@@ -207,6 +242,7 @@ static enum relay_code fill_workspace(struct cuda_backend *cuda, const struct cu
     p->ticket = cuda->ticket.data;
     p->slots = plan->slots;
     p->partial_stride = stride;
+    fill_numbers(plan, p);
     return code;
 }
 
@@ -227,57 +263,45 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* One block a unit: all that produce, then all that merge. */
-static enum relay_code launch_plain(struct cuda_backend *cuda, uint32_t kernel,
-                                    const struct cuda_plan *plan, struct relay_cuda_params *p,
-                                    struct relay_error *err)
+/* Launches numbers [begin, end) on as many blocks as are of use. */
+static enum relay_code launch_numbers(struct cuda_backend *cuda, uint32_t kernel,
+                                      struct relay_cuda_params *p, uint32_t begin, uint32_t end,
+                                      bool overlap, struct relay_error *err)
 {
     uint32_t groups = cuda->traits[kernel]->groups;
-    uint32_t first = plan->num_before_merge * p->num_kv_heads;
-    uint32_t all = plan->num_units * p->num_kv_heads;
-    uint32_t pairs = plan->num_pairs * p->num_kv_heads;
-    uint32_t most = groups != 0 ? cuda->blocks[kernel] : UINT32_MAX;
-    enum relay_code code;
-    p->pair_end = pairs;
-    p->unit_end = first;
-    p->flags |= groups != 0 && first - pairs > 2 * groups * most ? RELAY_CUDA_P_DYNAMIC : 0u;
-    code = launch(cuda, kernel, p, min_u32(most, first), false, err);
+    uint32_t pairs = p->pair_end > begin ? p->pair_end - begin : 0;
+    uint32_t others = end - begin - pairs;
+    uint32_t blocks = others > pairs ? others : pairs;
+    p->number_begin = begin;
+    p->number_end = end;
+    p->pair_end = begin + pairs;
     p->flags &= ~(uint32_t)RELAY_CUDA_P_DYNAMIC;
-    p->unit_begin = p->pair_end = first;
-    p->unit_end = all;
-    p->flags |= groups != 0 && all - first > 2 * groups * most ? RELAY_CUDA_P_DYNAMIC : 0u;
-    if (code == RELAY_OK) {
-        code = launch(cuda, kernel, p, min_u32(most, all - first), false, err);
+    if (groups != 0) {
+        blocks = min_u32(blocks, cuda->blocks[kernel]);
+        p->flags |= others > 2 * groups * blocks ? (uint32_t)RELAY_CUDA_P_DYNAMIC : 0u;
     }
-    return code;
+    return launch(cuda, kernel, p, blocks, overlap, err);
+}
+
+/* All that produce, then all that merge. */
+static enum relay_code launch_plain(struct cuda_backend *cuda, uint32_t kernel,
+                                    struct relay_cuda_params *p, struct relay_error *err)
+{
+    uint32_t end = p->number_end;
+    enum relay_code code = launch_numbers(cuda, kernel, p, 0, p->narrow_end, false, err);
+    return code == RELAY_OK ? launch_numbers(cuda, kernel, p, p->narrow_end, end, false, err)
+                            : code;
 }
 
 static enum relay_code launch_fused(struct cuda_backend *cuda, uint32_t kernel,
-                                    const struct relay_problem *problem,
-                                    const struct cuda_plan *plan, struct relay_cuda_params *p,
-                                    struct relay_error *err)
+                                    struct relay_cuda_params *p, struct relay_error *err)
 {
-    uint32_t groups = cuda->traits[kernel]->groups;
-    uint32_t pairs = plan->num_pairs * p->num_kv_heads;
-    uint32_t all = plan->num_units * p->num_kv_heads;
-    uint32_t blocks = cuda->blocks[kernel];
-    uint32_t wanted = all - pairs > pairs ? all - pairs : pairs;
     bool overlap = cuda->last_attends && !cuda->options.no_overlap;
-    blocks = min_u32(blocks, wanted);
-    p->pair_end = pairs;
-    p->unit_end = all;
-    if (all - pairs > 2 * groups * blocks) {
-        p->flags |= RELAY_CUDA_P_DYNAMIC;
-    }
     /* The launch before may be storing tokens of the same layer. */
-    if (overlap && !cuda->options.no_early && cuda->last_k != problem->kv.k &&
-        cuda->last_v != p->v) {
+    if (overlap && !cuda->options.no_early && cuda->last_k != p->k && cuda->last_v != p->v) {
         p->flags |= RELAY_CUDA_P_EARLY;
     }
-    if (!cuda->options.no_prefetch) {
-        p->flags |= RELAY_CUDA_P_PREFETCH;
-    }
-    return launch(cuda, kernel, p, blocks, overlap, err);
+    return launch_numbers(cuda, kernel, p, 0, p->number_end, overlap, err);
 }
 
 /* Enqueues a problem that has units. */
@@ -292,10 +316,13 @@ static enum relay_code enqueue(struct cuda_backend *cuda, const struct relay_pro
     bool grown = false;
     size_t queries;
     enum relay_code code = fill_params(cuda, problem, &p, err);
-    if (!is_aligned(problem)) {
+    if (!is_aligned(problem) || !is_small(problem)) {
         kernel = cuda->num_kernels - 1; /* the last takes everything */
     }
     simt = cuda->traits[kernel]->groups == 0;
+    if (p.dqk == cuda->traits[kernel]->head_dim_most && p.dv == p.dqk) {
+        p.flags |= RELAY_CUDA_P_EXACT;
+    }
     staged = !simt && !cuda->options.direct_io && !on_device(cuda, problem);
     queries = staged ? (size_t)p.num_rows * p.num_q_heads * p.k_row_bytes : 0;
     if (code == RELAY_OK) {
@@ -324,10 +351,10 @@ static enum relay_code enqueue(struct cuda_backend *cuda, const struct relay_pro
         return code;
     }
     if (simt || cuda->options.two_launches) {
-        code = launch_plain(cuda, kernel, plan, &p, err);
+        code = launch_plain(cuda, kernel, &p, err);
         cuda->last_attends = false;
     } else {
-        code = launch_fused(cuda, kernel, problem, plan, &p, err);
+        code = launch_fused(cuda, kernel, &p, err);
         cuda->last_attends = true;
     }
     cuda->last_k = p.k;

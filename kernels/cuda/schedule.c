@@ -282,6 +282,9 @@ static enum relay_code build(struct schedule_builder *b, struct relay_error *err
         choose_finals(b);
         code = schedule_units_make(b, err);
     }
+    if (code == RELAY_OK) {
+        b->pub.narrow_heads = schedule_narrow_heads(b);
+    }
     return code;
 }
 

@@ -21,6 +21,7 @@ struct relay_cuda_geometry {
     uint32_t groups; /* warpgroups of a block */
     bool pair;       /* two warpgroups may share a tile of 128 rows */
     bool fused;      /* FINAL units may wait for others of the same launch */
+    bool one_head;   /* units are never of several KV heads */
 };
 
 /* What is measured, not derived. Zeros are the defaults. */
@@ -29,6 +30,7 @@ struct relay_cuda_tuning {
     uint32_t own_splits;    /* of one request's own tokens; 0 = by cost */
     uint32_t steps_least;   /* of a split; 0 = 2 */
     uint32_t slot_cost;     /* of a partial result, in hundredths of a step; 0 = 10 */
+    uint32_t narrow_heads;  /* KV heads side by side in a NARROW unit: 1, 2, 4; 0 = by cost */
     bool batch_invariant;   /* splits and kinds follow from a row's own segments only */
 };
 
@@ -38,10 +40,12 @@ struct relay_cuda_schedule {
     struct relay_cuda_append *appends;  /* [num_appends] a token each */
     uint32_t num_units;
     uint32_t num_pairs;
-    uint32_t num_before_merge; /* units before the first MERGE */
+    uint32_t num_wide;   /* units before the first NARROW */
+    uint32_t num_narrow; /* units before the first MERGE */
     uint32_t num_sources;
     uint32_t num_appends;
-    uint32_t slots; /* partial results of one KV head */
+    uint32_t slots;        /* partial results of one KV head */
+    uint32_t narrow_heads; /* KV heads that a NARROW unit's warpgroup computes side by side */
 };
 
 enum relay_code relay_cuda_schedule_create(struct relay_cuda_schedule **out,

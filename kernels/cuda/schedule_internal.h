@@ -75,6 +75,9 @@ enum relay_code schedule_grow(struct schedule_array *array, size_t n, struct rel
 /* schedule_split.c: fills splits from tiles, by cost. */
 enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_error *err);
 
+/* KV heads side by side in NARROW units; after the units are made. */
+uint32_t schedule_narrow_heads(const struct schedule_builder *b);
+
 /* schedule_units.c: fills sources and units from tiles and groups. */
 enum relay_code schedule_units_make(struct schedule_builder *b, struct relay_error *err);
 

@@ -10,6 +10,7 @@
 #define STEPS_LEAST 2u
 #define SLOT_COST   10u /* hundredths of a step */
 #define SPLITS_MOST 128u
+#define UNIT_STEPS  2u /* what a NARROW unit's beginning and end cost */
 /* Batch-invariant splits follow from the segment's length alone. */
 #define INVARIANT_SHARED_STEPS 8u
 #define INVARIANT_OWN_STEPS    16u
@@ -148,4 +149,35 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
         tile->splits = (item->token_end - 1) / tokens - tile->split_first + 1;
     }
     return RELAY_OK;
+}
+
+/* More heads side by side in a warpgroup share one end of a unit, but make its way there longer. */
+uint32_t schedule_narrow_heads(const struct schedule_builder *b)
+{
+    const struct relay_cuda_unit *units = b->units.data;
+    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint64_t narrow = (uint64_t)(b->pub.num_narrow - b->pub.num_wide) * b->heads;
+    uint64_t steps = 0;
+    uint64_t best_cost = UINT64_MAX;
+    uint32_t best = 1;
+    if (b->geometry->one_head) {
+        return 1;
+    }
+    for (uint32_t i = b->pub.num_wide; i < b->pub.num_narrow; i++) {
+        steps += (units[i].token_end - units[i].token_begin) / RELAY_CUDA_STEP_TOKENS + 1;
+    }
+    steps *= b->heads;
+    for (uint32_t heads = 1; heads <= 4 && narrow != 0; heads *= 2) {
+        uint64_t rounds = (narrow / heads + slots - 1) / slots;
+        uint64_t cost = rounds * (steps * heads / narrow + UNIT_STEPS);
+        if (b->heads % heads != 0 ||
+            (b->tuning->narrow_heads != 0 && heads > b->tuning->narrow_heads)) {
+            break;
+        }
+        if (cost < best_cost || b->tuning->narrow_heads != 0) {
+            best_cost = cost;
+            best = heads;
+        }
+    }
+    return best;
 }

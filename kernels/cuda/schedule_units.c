@@ -309,13 +309,14 @@ enum relay_code schedule_units_make(struct schedule_builder *b, struct relay_err
     if (code == RELAY_OK) {
         code = push_producers(b, RELAY_CUDA_WIDE, err);
     }
+    b->pub.num_wide = b->pub.num_units;
     if (code == RELAY_OK) {
         code = push_producers(b, RELAY_CUDA_NARROW, err);
     }
     if (code == RELAY_OK) {
         code = push_finals(b, err);
     }
-    b->pub.num_before_merge = b->pub.num_units;
+    b->pub.num_narrow = b->pub.num_units;
     if (code == RELAY_OK) {
         code = push_merges(b, err);
     }

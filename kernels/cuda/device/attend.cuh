@@ -20,32 +20,42 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     }
     w.group_barrier();
     launch_next();
+    uint64_t queries = 0;
+    const bool asks = C::QUERIES_IN_REGISTERS && w.slot(0).valid &&
+                      w.kind_of(w.slot(0).unit) != RELAY_CUDA_MERGE;
+    if (asks) {
+        queries = w.query_place(w.slot(0).unit, w.head_of(w.slot(0)));
+    }
 #pragma unroll 1
     for (int early = (p.flags & RELAY_CUDA_P_EARLY) != 0 ? 1 : 0; early >= 0; early--) {
         if (!early) {
             launch_wait();
-            if (C::QUERIES_IN_REGISTERS && w.ahead != 0) {
-                w.load_queries(w.slot(0).unit, w.slot(0).head);
+            if (asks) {
+                w.load_queries(queries);
                 cp_async_commit();
-                w.fresh = true;
+                w.fresh = w.ahead != 0;
             }
         }
-        while (w.ahead < (C::STAGES > 2 ? C::STAGES - 1 : 1) && w.can_load()) {
-            const relay_cuda_unit &u = w.slot(w.load_at).unit;
-            uint32_t tokens = w.tile_tokens(u);
-            /* Early: no queries, no tokens of the call, as the launch before may write them. */
-            if (early && (w.load_at != 0 ||
-                          w.appends(u, w.first_token(u) + w.load_tile * tokens, tokens))) {
+        /* The next unit's queries would take the place of the first one's. Early: no tokens of the
+         * call, as the launch before may write them. */
+        while (w.ahead < (C::STAGES > 2 ? C::STAGES - 1 : 1) && w.slot(0).valid) {
+            const relay_cuda_unit &u = w.slot(0).unit;
+            uint32_t token = w.first_token(u) + (w.load_tile << w.tile_shift(u));
+            if (w.load_tile >= w.num_tiles(u) ||
+                (early && w.appends(u, token, 1u << w.tile_shift(u)))) {
                 break;
             }
-            w.load_tile_next(!early);
+            w.load_next(false);
         }
     }
 
     for (; w.slot(w.at).valid; w.at++) {
         const relay_cuda_unit &u = w.slot(w.at).unit;
-        const uint32_t head = w.slot(w.at).head;
+        const uint32_t head = w.head_of(w.slot(w.at));
         const uint32_t kind = w.kind_of(u);
+        /* What follows from these would else be computed for all kinds of units at once, before the
+         * loop, and fill the registers. */
+        asm volatile("" : "+r"(w.lane), "+r"(w.warp), "+r"(w.group), "+r"(w.first_row), "+r"(w.base));
         if (w.warp == 0) {
             w.look_ahead();
         }

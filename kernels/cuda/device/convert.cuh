@@ -66,27 +66,24 @@ __device__ __forceinline__ void store_element(uint32_t dtype, void *base, size_t
     }
 }
 
-/* Four neighbours, i a multiple of 4; the row's address is a multiple of four elements. */
-__device__ __forceinline__ void store_four(uint32_t dtype, void *base, size_t i, float4 f)
+/* Four neighbours of a row of F32, F16 or BF16, i a multiple of 4 and the row aligned to four. */
+__device__ __forceinline__ void store_float(uint32_t dtype, void *base, size_t i, float4 f)
 {
+    if (dtype == RELAY_DTYPE_F32) {
+        *(float4 *)((float *)base + i) = f;
+        return;
+    }
+    uint2 bits;
     if (dtype == RELAY_DTYPE_BF16) {
         __nv_bfloat162 lo = __floats2bfloat162_rn(f.x, f.y);
         __nv_bfloat162 hi = __floats2bfloat162_rn(f.z, f.w);
-        uint2 bits = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
-        *(uint2 *)((__nv_bfloat16 *)base + i) = bits;
-    } else if (dtype == RELAY_DTYPE_F16) {
+        bits = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
+    } else {
         __half2 lo = __floats2half2_rn(f.x, f.y);
         __half2 hi = __floats2half2_rn(f.z, f.w);
-        uint2 bits = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
-        *(uint2 *)((__half *)base + i) = bits;
-    } else if (dtype == RELAY_DTYPE_F32) {
-        *(float4 *)((float *)base + i) = f;
-    } else {
-        store_element(dtype, base, i, f.x);
-        store_element(dtype, base, i + 1, f.y);
-        store_element(dtype, base, i + 2, f.z);
-        store_element(dtype, base, i + 3, f.w);
+        bits = make_uint2(*(uint32_t *)&lo, *(uint32_t *)&hi);
     }
+    *(uint2 *)((__half *)base + i) = bits;
 }
 
 } // namespace relay

@@ -30,7 +30,7 @@ __device__ __forceinline__ void queries_begin(worker<C> &w, const relay_cuda_uni
             query_fragment(w, q.a[k], k);
         }
     } else {
-        w.load_queries(u, head);
+        w.load_queries(w.query_place(u, head));
         cp_async_commit();
         cp_async_wait<0>();
         __syncwarp();
@@ -43,9 +43,12 @@ __device__ __forceinline__ void scores_multiply(const worker<C> &w, const query_
                                                 uint32_t keys, uint32_t row, float (&s)[n][4])
 {
     const uint32_t token = row + (w.lane & 7) + (w.lane >> 4) * 8;
+    /* Few columns make few chains of products; two sums each keep the pipeline fuller. */
+    constexpr int chains = n <= 2 ? 2 : 1;
+    float sums[chains][n][4];
 #pragma unroll
-    for (int j = 0; j < n; j++) {
-        s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
+    for (int i = 0; i < chains * n * 4; i++) {
+        sums[i / (n * 4)][i / 4 % n][i % 4] = 0.0f;
     }
 #pragma unroll
     for (int k = 0; k < C::D / 16; k++) {
@@ -62,8 +65,15 @@ __device__ __forceinline__ void scores_multiply(const worker<C> &w, const query_
         for (int j = 0; j < n; j += 2) {
             uint32_t b[4];
             ldmatrix(b, keys + tile_offset<C>(token + 8 * j, 2 * k + ((w.lane >> 3) & 1)));
-            mma_type<typename C::T>::mma(s[j], a, b[0], b[1]);
-            mma_type<typename C::T>::mma(s[j + 1], a, b[2], b[3]);
+            mma_type<typename C::T>::mma(sums[k % chains][j], a, b[0], b[1]);
+            mma_type<typename C::T>::mma(sums[k % chains][j + 1], a, b[2], b[3]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            s[j][e] = chains == 2 ? sums[0][j][e] + sums[chains - 1][j][e] : sums[0][j][e];
         }
     }
 }
@@ -124,6 +134,9 @@ __device__ __forceinline__ void narrow_leave(const worker<C> &w, uint32_t count,
     unsigned char *to = w.memory + stage * C::STAGE_BYTES;
 #pragma unroll
     for (uint32_t r = 0; r < 2; r++) {
+        if (8 * r >= count) {
+            break;
+        }
         float sum = quad_sum(st.sum[r]);
         if (g + 8 * r >= count) {
             continue;
@@ -140,6 +153,28 @@ __device__ __forceinline__ void narrow_leave(const worker<C> &w, uint32_t count,
     }
 }
 
+/* One tile of a unit; `plain`: every row sees all of it. */
+template <class C>
+__device__ __forceinline__ void narrow_tile(worker<C> &w, const relay_cuda_unit &u, uint32_t head,
+                                            uint32_t token, bool plain, float scale,
+                                            const query_registers<C> &q, float (&o)[C::D / 8][4],
+                                            row_state &st)
+{
+    float s[2][4];
+    float alpha[2];
+    uint32_t a[4];
+    scores_multiply(w, q, w.key_tile(w.use_stage), w.first_row, s);
+    if (__builtin_expect(!plain, 0)) {
+        scores_finish(w, u, token, s);
+        w.tile_append(u, head, token, w.use_stage);
+    }
+    if (__builtin_expect(softmax(s, scale, st, alpha), 0)) {
+        rescale(o, alpha);
+    }
+    weights_pack<typename C::T>(a, s, 0);
+    values_multiply(w, a, w.value_tile(w.use_stage), w.first_row, o);
+}
+
 /* Returns the stage that holds the warps' results. */
 template <class C>
 __device__ __forceinline__ uint32_t narrow(worker<C> &w, const relay_cuda_unit &u, uint32_t head)
@@ -149,44 +184,46 @@ __device__ __forceinline__ uint32_t narrow(worker<C> &w, const relay_cuda_unit &
     row_state st;
     const uint32_t tiles = w.num_tiles(u);
     const float scale = scale_of<C>(w.p);
-    uint32_t stage = 0;
+    uint2 whole = w.whole_tiles(u);
+    if ((u.flags & RELAY_CUDA_MASKED) != 0 || is_special<C>(w.p)) {
+        whole = make_uint2(0, 0);
+    }
 #pragma unroll
     for (int j = 0; j < C::D / 8; j++) {
         o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
     }
     state_reset(st);
     w.rows_begin(u, head);
+    w.load_wait(w.ahead - 1);
+    __syncwarp();
+    queries_begin(w, u, head, q);
 #pragma unroll 1
     for (uint32_t tile = 0; tile < tiles; tile++) {
+        const bool plain = tile - whole.x < whole.y - whole.x;
+        uint32_t token = 0;
+        bool any = true;
+        if (__builtin_expect(!plain, 0)) {
+            token = w.warp_token(u, tile);
+            any = token < u.token_end && token + 16 > u.token_begin;
+        }
         w.load_wait(w.ahead - 1);
         __syncwarp();
-        if (tile == 0) {
-            queries_begin(w, u, head, q);
-        }
-        stage = w.use_stage;
         w.load_more(C::STAGES);
-        const uint32_t token = w.warp_token(u, tile);
-        if (token < u.token_end && token + 16 > u.token_begin) {
-            float s[2][4];
-            float alpha[2];
-            uint32_t a[4];
-            scores_multiply(w, q, w.key_tile(stage), w.first_row, s);
-            scores_finish(w, u, token, s);
-            if (softmax(s, scale, st, alpha)) {
-                rescale(o, alpha);
-            }
-            weights_pack<typename C::T>(a, s, 0);
-            values_multiply(w, a, w.value_tile(stage), w.first_row, o);
-            w.tile_append(u, head, tile, stage);
+        if (any) {
+            narrow_tile(w, u, head, token, plain, scale, q, o, st);
         }
-        __syncwarp();
         w.stage_used();
-        if (tile == 0 && w.warp == 0) {
+        if (__builtin_expect(w.asked, 0)) {
             w.look_ahead_resolve();
         }
     }
+    const uint32_t stage = w.use_stage == 0 ? C::STAGES - 1 : w.use_stage - 1;
     narrow_leave(w, u.packed_count, stage, o, st);
-    w.group_barrier();
+    if (w.head_warps() == 1) {
+        __syncwarp();
+    } else {
+        w.group_barrier();
+    }
     return stage;
 }
 

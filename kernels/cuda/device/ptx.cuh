@@ -119,6 +119,22 @@ __device__ __forceinline__ float exp2_fast(float x)
     return y;
 }
 
+/* log2 within 2^-22, absolutely near 1 and relatively elsewhere. */
+__device__ __forceinline__ float log2_fast(float x)
+{
+    float y;
+    asm("lg2.approx.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* 1 / x within 1 ulp. */
+__device__ __forceinline__ float reciprocal_fast(float x)
+{
+    float y;
+    asm("rcp.approx.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+}
+
 template <typename T> struct mma_type;
 
 template <> struct mma_type<__nv_bfloat16> {

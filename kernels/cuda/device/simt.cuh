@@ -48,6 +48,15 @@ __device__ __forceinline__ float simt_weight(simt_row &row, float s)
     return weight;
 }
 
+__device__ __forceinline__ float simt_sum(float x)
+{
+#pragma unroll
+    for (int i = 16; i > 0; i /= 2) {
+        x += __shfl_xor_sync(0xffffffffu, x, i);
+    }
+    return x;
+}
+
 __device__ __forceinline__ float simt_score(const relay_cuda_params &p,
                                             const float (&q)[RELAY_CUDA_SIMT_ELEMENTS],
                                             const unsigned char *k, float slope, int64_t away)
@@ -61,7 +70,7 @@ __device__ __forceinline__ float simt_score(const relay_cuda_params &p,
             s = fmaf(q[i], load_element(p.kv_dtype, k, d), s);
         }
     }
-    s = warp_sum(s) * p.scale;
+    s = simt_sum(s) * p.scale;
     if (p.softcap > 0.0f) {
         s = p.softcap * tanhf(s / p.softcap);
     }
@@ -78,7 +87,9 @@ __device__ __forceinline__ void simt_attend(const relay_cuda_params &p, const re
     const relay_cuda_io &io = p.io_table != nullptr ? p.io_table[at.io] : p.ios[at.io];
     const size_t from = ((size_t)at.row * p.num_q_heads + q_head) * p.dqk;
     const float k_scale = p.k_scale != nullptr ? p.k_scale[head] : 1.0f;
-    const float v_scale = p.v_scale != nullptr ? p.v_scale[head] : 1.0f;
+    /* Values that are keys are scaled like keys. */
+    const float *v_scales = p.v == p.k ? p.k_scale : p.v_scale;
+    const float v_scale = v_scales != nullptr ? v_scales[head] : 1.0f;
     const float slope = p.slopes != nullptr ? p.slopes[q_head] : 0.0f;
     float q[RELAY_CUDA_SIMT_ELEMENTS];
 #pragma unroll
@@ -195,7 +206,8 @@ __device__ __forceinline__ void simt_keep(const relay_cuda_params &p, size_t slo
 __global__ void __launch_bounds__(RELAY_CUDA_SIMT_THREADS)
     simt(const __grid_constant__ relay_cuda_params p)
 {
-    const uint32_t number = p.unit_begin + blockIdx.x;
+    /* A head a block, so numbers are units times heads throughout. */
+    const uint32_t number = p.number_begin + blockIdx.x;
     const relay_cuda_unit &u = p.units[number / p.num_kv_heads];
     const uint32_t head = number % p.num_kv_heads;
     const bool merge = (u.flags & RELAY_CUDA_KIND_MASK) == RELAY_CUDA_MERGE;

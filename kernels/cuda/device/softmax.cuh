@@ -82,37 +82,62 @@ __device__ __forceinline__ void scores_mask(float (&s)[n][4], int r, uint32_t lo
     }
 }
 
+/* The largest score of row r over the row's four threads. */
+template <int n> __device__ __forceinline__ float row_most(const float (&s)[n][4], int r)
+{
+    constexpr int chains = n < 4 ? n : 4; /* side by side, to be short */
+    float most[chains];
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+        float x = fmaxf(s[j][2 * r], s[j][2 * r + 1]);
+        most[j % chains] = j < chains ? x : fmaxf(most[j % chains], x);
+    }
+#pragma unroll
+    for (int i = 1; i < chains; i++) {
+        most[0] = fmaxf(most[0], most[i]);
+    }
+    return quad_max(most[0]);
+}
+
 /* Scores, to be multiplied by c, to weights in place. True for the whole warp when some row's sums
  * so far must be multiplied by its alpha. */
 template <int n>
 __device__ __forceinline__ bool softmax(float (&s)[n][4], float c, row_state &st, float (&alpha)[2])
 {
-    bool grown = false;
+    constexpr int chains = n < 4 ? n : 4;
+    const float most[2] = {row_most(s, 0) * c, row_most(s, 1) * c};
+    alpha[0] = alpha[1] = 1.0f;
+    const bool grown =
+        __any_sync(0xffffffffu, most[0] > st.max[0] + RELAY_CUDA_RESCALE ||
+                                    most[1] > st.max[1] + RELAY_CUDA_RESCALE);
+    if (__builtin_expect(grown, 0)) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            if (most[r] > st.max[r] + RELAY_CUDA_RESCALE) {
+                alpha[r] = exp2_fast(st.max[r] - most[r]);
+                st.max[r] = most[r];
+                st.sum[r] *= alpha[r];
+            }
+        }
+    }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float most = -INFINITY;
+        const float base = st.max[r] == -INFINITY ? 0.0f : -st.max[r];
+        float sum[chains];
 #pragma unroll
         for (int j = 0; j < n; j++) {
-            most = fmaxf(most, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
+            s[j][2 * r] = exp2_fast(fmaf(s[j][2 * r], c, base));
+            s[j][2 * r + 1] = exp2_fast(fmaf(s[j][2 * r + 1], c, base));
+            float x = s[j][2 * r] + s[j][2 * r + 1];
+            sum[j % chains] = j < chains ? x : sum[j % chains] + x;
         }
-        most = quad_max(most) * c;
-        alpha[r] = 1.0f;
-        if (most > st.max[r] + RELAY_CUDA_RESCALE) {
-            alpha[r] = exp2_fast(st.max[r] - most);
-            st.max[r] = most;
-            grown = true;
-        }
-        float base = st.max[r] == -INFINITY ? 0.0f : st.max[r];
-        float sum = 0.0f;
 #pragma unroll
-        for (int j = 0; j < n; j++) {
-            s[j][2 * r] = exp2_fast(fmaf(s[j][2 * r], c, -base));
-            s[j][2 * r + 1] = exp2_fast(fmaf(s[j][2 * r + 1], c, -base));
-            sum += s[j][2 * r] + s[j][2 * r + 1];
+        for (int i = 1; i < chains; i++) {
+            sum[0] += sum[i];
         }
-        st.sum[r] = fmaf(st.sum[r], alpha[r], sum);
+        st.sum[r] += sum[0];
     }
-    return __any_sync(0xffffffffu, grown);
+    return grown;
 }
 
 template <int n> __device__ __forceinline__ void rescale(float (&o)[n][4], const float (&alpha)[2])

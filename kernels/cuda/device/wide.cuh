@@ -37,7 +37,7 @@ template <class C> struct wide_mma {
             const uint32_t stage = w.use_stage;
             const uint32_t token = w.first_token(u) + tile * RELAY_CUDA_STEP_TOKENS;
             w.load_more(C::STAGES);
-            w.tile_append(u, head, tile, stage);
+            w.tile_append(u, head, w.warp_token(u, tile), stage);
 #pragma unroll 1
             for (uint32_t part = 0; part < 64; part += C::D > 128 ? 32 : 64) {
                 constexpr int n = C::D > 128 ? 4 : 8;
@@ -56,7 +56,7 @@ template <class C> struct wide_mma {
                 }
             }
             w.stage_used();
-            if (tile == 0 && w.warp == 0) {
+            if (w.asked) {
                 w.look_ahead_resolve();
             }
         }
@@ -73,6 +73,7 @@ template <class C> struct wide_wgmma {
     bool pair;          /* a tile has two parts of 64 tokens, not one */
     uint32_t num_parts; /* of the unit */
     uint32_t tile;      /* whose scores were begun last */
+    uint2 plain;        /* parts [x, y) that every row sees all of */
     float scale;
     query_registers<C> q;
     float o[C::D / 8][4];
@@ -82,8 +83,13 @@ template <class C> struct wide_wgmma {
                                           uint32_t head_)
         : w(worker_), u(unit), head(head_), pair(w.kind_of(unit) == RELAY_CUDA_PAIR), tile(0), scale(scale_of<C>(worker_.p))
     {
-        num_parts =
-            (u.token_end - w.first_token(u) + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
+        const uint32_t first = w.first_token(u);
+        num_parts = (u.token_end - first + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
+        plain.x = u.token_begin == first ? 0 : 1;
+        plain.y = max((u.token_end - first) / RELAY_CUDA_STEP_TOKENS, plain.x);
+        if ((u.flags & RELAY_CUDA_MASKED) != 0) {
+            plain.y = plain.x;
+        }
     }
 
     __device__ __forceinline__ void tile_barrier() const
@@ -125,53 +131,77 @@ template <class C> struct wide_wgmma {
         wgmma_commit();
     }
 
-    /* Moves on to the next tile: its copies are there, and the stage before the current one's is
-     * free. Nothing of wgmma is under way but what it waits for. */
-    __device__ __forceinline__ uint32_t tile_next()
+    /* The next tile's copies are there, and the stage of the one before the current is free. */
+    __device__ __forceinline__ void tile_next()
     {
+        if (!pair) { /* its products may still be under way */
+            wgmma_wait<0>();
+            wgmma_results(o);
+        }
         /* In use or waited for: this tile, the next, and the one before, done by now. */
         w.load_wait(w.ahead - (tile != 0 ? 3 : 2));
         fence_proxy_async();
         tile_barrier();
         w.ahead -= tile != 0 ? 1 : 0;
         tile++;
-        w.load_more(C::STAGES);
-        uint32_t stage = w.use_stage + 1 == C::STAGES ? 0 : w.use_stage + 1;
-        w.tile_append(u, head, tile, stage);
-        return stage;
     }
 
     /* Softmax of part i (scores in s), its product with the values, and the next part's scores.
-     * `turn`: the next part begins a tile. */
+     * `turn`: the next part, if there is one, begins a tile. */
     __device__ __forceinline__ void step(float (&s)[8][4], float (&next)[8][4], uint32_t i,
                                          bool turn)
     {
         const bool more = i + 1 < num_parts;
         const uint32_t stage = w.use_stage;
-        uint32_t stage_next = stage;
-        if (turn && more) {
-            wgmma_wait<0>();
-            wgmma_results(o);
-            stage_next = tile_next();
+        turn = turn && more;
+        if (turn) {
+            tile_next();
+            w.use_stage = stage + 1 == C::STAGES ? 0 : stage + 1;
         }
         /* After the last part: the same scores again, and nobody looks at them. */
-        scores_begin(next, more ? i + 1 : i, stage_next);
+        scores_begin(next, more ? i + 1 : i, w.use_stage);
+        if (turn) {
+            w.load_more(C::STAGES);
+        }
+        if (__builtin_expect(i - plain.x >= plain.y - plain.x, 0)) {
+            scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
+        }
         float alpha[2];
         uint32_t a[4][4];
-        scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
         const bool grown = softmax(s, scale, st, alpha);
-        wgmma_wait<0>();
-        wgmma_results(o);
-        wgmma_results(next);
-        if (grown) {
+        /* The weights first: they are what the products are to hide. The compiler moves a wait to
+         * the beginning of its block of code, so it gets one of its own on each side. */
+        wgmma_results(s);
+        if (__builtin_expect(grown, 0)) {
+            wgmma_wait<0>();
+            wgmma_results(o);
+            wgmma_results(next);
             rescale(o, alpha);
+        } else {
+            wgmma_wait_all_else();
+            wgmma_results(o);
+            wgmma_results(next);
         }
 #pragma unroll
         for (int t = 0; t < 4; t++) {
             weights_pack<T>(a[t], s, t);
         }
         values_begin(a, i, stage);
-        w.use_stage = stage_next;
+    }
+
+    /* New tokens are rare here, so all tiles with any are read again from where they are. */
+    __device__ __forceinline__ void append_all() const
+    {
+        if (u.append_count == 0) {
+            return;
+        }
+#pragma unroll 1
+        for (uint32_t t = 0; t < w.num_tiles(u); t++) {
+            uint32_t token = w.warp_token(u, t);
+            if (w.appends(u, token, 16)) {
+                w.copy_appended(u, head, token);
+            }
+        }
     }
 
     __device__ __forceinline__ void run()
@@ -190,8 +220,8 @@ template <class C> struct wide_wgmma {
         tile_barrier();
         queries_begin(w, u, head, q);
         w.load_more(C::STAGES);
-        w.tile_append(u, head, 0, w.use_stage);
         scores_begin(s0, 0, w.use_stage);
+        append_all();
         wgmma_wait<0>();
         wgmma_results(s0);
 #pragma unroll 1
@@ -203,6 +233,9 @@ template <class C> struct wide_wgmma {
             step(s1, s0, i + 1, true);
             if (i + 2 >= num_parts) {
                 break;
+            }
+            if (__builtin_expect(w.asked, 0)) {
+                w.look_ahead_resolve();
             }
         }
         wgmma_wait<0>();

@@ -26,31 +26,41 @@ template <class C> struct worker {
     /* The unit computed now, and the sequence. */
     uint32_t at;
     uint32_t num_pairs;
-    uint32_t next_unit; /* leader: the unit after the next, RELAY_CUDA_NONE until known */
+    uint32_t next_unit; /* leader: the number after the next, NONE until known */
     uint32_t next_word; /* leader: this lane's word of its descriptor */
     bool asked;         /* leader: a ticket was taken for it */
     bool exhausted;     /* leader: the ticket ran out */
 
-    /* The stream. */
+    /* The stream. Most tiles are simple: 16 whole rows of every warp in one page each, none of them
+     * new. A run is such tiles in a row whose pages are known. */
     uint32_t load_at;    /* position in the sequence */
     uint32_t load_tile;  /* in that unit */
+    uint32_t load_token; /* the first of this warp's 16 in that tile */
+    uint32_t load_step;  /* tokens of a tile */
+    uint32_t load_place; /* this lane's first copy in a page of K: head, row and chunk, in bytes */
+    uint32_t run;        /* tiles left of the run */
+    uint32_t run_page;   /* which lane has the next one's page */
+    uint32_t pages;      /* lane i: page of this warp's tokens in tile pages_tile + i */
+    uint32_t pages_next; /* the same for the tiles after those */
+    uint32_t pages_tile;
+    uint32_t pages_count;
+    bool once; /* K/V that nobody else reads: to leave L2 first */
     uint32_t load_stage; /* where the next tile goes */
     uint32_t use_stage;  /* where the current tile is */
     uint32_t ahead;      /* tiles loaded or loading and not used up */
-    uint32_t far_page;   /* lane i: page of this warp's tokens in tile 32 n + i of that unit */
-    uint32_t far_next;
     bool fresh; /* queries were loaded after tiles: wait for everything once */
 
-    __device__ worker(const relay_cuda_params &params, unsigned char *shared)
+    __device__ __forceinline__ worker(const relay_cuda_params &params, unsigned char *shared)
         : p(params), memory(shared),
           mine(((group_memory *)(shared + C::GROUP_OFFSET))[threadIdx.x / 128]),
           base(shared_address(shared)), group(threadIdx.x / 128), warp(threadIdx.x / 32 % 4),
           lane(threadIdx.x % 32), first_row(group * 64 + warp * 16), at(0),
           next_unit(RELAY_CUDA_NONE), next_word(0), asked(false), exhausted(false), load_at(0),
-          load_tile(0), load_stage(0), use_stage(0), ahead(0), far_page(0), far_next(0),
-          fresh(false)
+          load_tile(0), load_token(0), load_step(0), load_place(0), run(0), run_page(0), pages(0),
+          pages_next(0), pages_tile(0), pages_count(0), once(false), load_stage(0), use_stage(0),
+          ahead(0), fresh(false)
     {
-        uint32_t pairs = p.pair_end - p.unit_begin;
+        uint32_t pairs = p.pair_end - p.number_begin;
         num_pairs = blockIdx.x < pairs ? (pairs - blockIdx.x - 1) / gridDim.x + 1 : 0;
     }
 
@@ -85,43 +95,65 @@ template <class C> struct worker {
         return p.io_table != nullptr ? p.io_table[i] : p.ios[i];
     }
 
-    /* The io and the row in it of a packed row. */
+    /* The plan row of a packed row. */
+    __device__ __forceinline__ uint32_t row_of(uint32_t packed) const
+    {
+        return p.group == 1 ? packed : __umulhi(packed, p.group_reciprocal);
+    }
+
+    /* The io of a plan row of a unit, and the row in it. */
     static __device__ __forceinline__ uint2 place_at(const relay_cuda_params &p,
-                                                     const relay_cuda_unit &u, uint32_t packed)
+                                                     const relay_cuda_unit &u, uint32_t row)
     {
         if ((u.flags & RELAY_CUDA_ONE_ROW) != 0) {
             return make_uint2(u.io, u.row);
         }
-        return __ldg((const uint2 *)(p.rows + packed / p.group));
+        return __ldg((const uint2 *)(p.rows + row));
     }
 
     /* ---- the sequence ---- */
 
-    /* Unit number of a position that needs no ticket, or NONE. */
+    /* Number of a position that needs no ticket, or NONE. */
     __device__ __forceinline__ uint32_t fixed_unit(uint32_t position) const
     {
         uint32_t groups = gridDim.x * C::GROUPS;
         uint32_t i = position < num_pairs
-                         ? p.unit_begin + blockIdx.x + position * gridDim.x
+                         ? p.number_begin + blockIdx.x + position * gridDim.x
                          : p.pair_end + group * gridDim.x + blockIdx.x +
                                (position - num_pairs) * groups;
-        return position < num_pairs + 2 && i < p.unit_end ? i : RELAY_CUDA_NONE;
+        return position < num_pairs + 2 && i < p.number_end ? i : RELAY_CUDA_NONE;
     }
 
-    __device__ __forceinline__ uint32_t descriptor_word(uint32_t unit) const
+    /* A number's unit and (first) head. */
+    __device__ __forceinline__ uint2 unit_of(uint32_t number) const
     {
-        return unit == RELAY_CUDA_NONE
-                   ? 0
-                   : __ldg((const uint32_t *)(p.units + unit / p.num_kv_heads) + lane);
+        const bool narrow = number >= p.wide_end && number < p.narrow_end;
+        const uint32_t shift = narrow ? p.narrow_heads >> 1 : 0;
+        const uint32_t heads = p.num_kv_heads >> shift;
+        const uint32_t reciprocal = narrow ? p.narrow_reciprocal : p.heads_reciprocal;
+        const uint32_t i = number < p.wide_end ? number
+                           : narrow            ? number - p.wide_end
+                                               : number - p.narrow_end;
+        const uint32_t unit = heads == 1 ? i : __umulhi(i, reciprocal);
+        const uint32_t first = number < p.wide_end ? 0 : narrow ? p.units_wide : p.units_narrow;
+        return make_uint2(first + unit, (i - unit * heads) << shift);
     }
 
-    __device__ __forceinline__ void descriptor_keep(uint32_t position, uint32_t unit, uint32_t word)
+    __device__ __forceinline__ uint32_t descriptor_word(uint32_t number) const
+    {
+        return number == RELAY_CUDA_NONE
+                   ? 0
+                   : __ldg((const uint32_t *)(p.units + unit_of(number).x) + lane);
+    }
+
+    __device__ __forceinline__ void descriptor_keep(uint32_t position, uint32_t number,
+                                                    uint32_t word)
     {
         unit_slot &to = mine.ring[position % RELAY_CUDA_RING];
         ((uint32_t *)&to.unit)[lane] = word;
         if (lane == 0) {
-            to.head = unit % p.num_kv_heads;
-            to.valid = unit != RELAY_CUDA_NONE;
+            to.head = unit_of(number).y;
+            to.valid = number != RELAY_CUDA_NONE;
         }
     }
 
@@ -152,7 +184,7 @@ template <class C> struct worker {
         asked = false;
         uint32_t ticket = __shfl_sync(0xffffffffu, next_word, 0);
         uint32_t groups = gridDim.x * C::GROUPS;
-        uint32_t tickets = p.unit_end - p.pair_end - 2 * groups;
+        uint32_t tickets = p.number_end - p.pair_end - 2 * groups;
         next_unit = ticket < tickets ? p.pair_end + 2 * groups + ticket : RELAY_CUDA_NONE;
         next_word = descriptor_word(next_unit);
         if (next_unit == RELAY_CUDA_NONE) {
@@ -171,11 +203,23 @@ template <class C> struct worker {
         descriptor_keep(at + 2, next_unit, next_word);
     }
 
-    /* ---- the stream ---- */
+    /* ---- units ---- */
 
     static __device__ __forceinline__ uint32_t kind_of(const relay_cuda_unit &u)
     {
         return u.flags & RELAY_CUDA_KIND_MASK;
+    }
+
+    /* Warps that share a head's tokens in a NARROW unit. */
+    __device__ __forceinline__ uint32_t head_warps() const
+    {
+        return 4 / p.narrow_heads;
+    }
+
+    /* This warp's KV head. */
+    __device__ __forceinline__ uint32_t head_of(const unit_slot &s) const
+    {
+        return kind_of(s.unit) == RELAY_CUDA_NARROW ? s.head + warp / head_warps() : s.head;
     }
 
     /* Tokens are loaded from the step that holds token_begin on. */
@@ -184,25 +228,52 @@ template <class C> struct worker {
         return u.token_begin / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS;
     }
 
-    static __device__ __forceinline__ uint32_t tile_tokens(const relay_cuda_unit &u)
+    /* Tokens of a tile are 1 << this. */
+    __device__ __forceinline__ uint32_t tile_shift(const relay_cuda_unit &u) const
     {
-        return kind_of(u) == RELAY_CUDA_PAIR ? 2 * RELAY_CUDA_STEP_TOKENS : RELAY_CUDA_STEP_TOKENS;
+        switch (kind_of(u)) {
+        case RELAY_CUDA_NARROW:
+            return 6 - (p.narrow_heads >> 1);
+        case RELAY_CUDA_PAIR:
+            return 7;
+        default:
+            return 6;
+        }
     }
 
-    static __device__ __forceinline__ uint32_t num_tiles(const relay_cuda_unit &u)
+    __device__ __forceinline__ uint32_t num_tiles(const relay_cuda_unit &u) const
     {
+        uint32_t shift = tile_shift(u);
         return kind_of(u) == RELAY_CUDA_MERGE
                    ? 0
-                   : (u.token_end - first_token(u) + tile_tokens(u) - 1) / tile_tokens(u);
+                   : (u.token_end - first_token(u) + (1u << shift) - 1) >> shift;
     }
 
     /* The first of this warp's 16 tokens in a tile. */
     __device__ __forceinline__ uint32_t warp_token(const relay_cuda_unit &u, uint32_t tile) const
     {
-        uint32_t in_tile = (kind_of(u) == RELAY_CUDA_PAIR ? group * 4 + warp : warp) * 16;
-        return first_token(u) + tile * tile_tokens(u) + in_tile;
+        uint32_t part = kind_of(u) == RELAY_CUDA_PAIR     ? group * 4 + warp
+                        : kind_of(u) == RELAY_CUDA_NARROW ? warp % head_warps()
+                                                          : warp;
+        return first_token(u) + (tile << tile_shift(u)) + part * 16;
     }
 
+    /* Tiles [x, y) where all of every warp's tokens belong to the unit and none comes with the
+     * call. The same for all warps. */
+    __device__ __forceinline__ uint2 whole_tiles(const relay_cuda_unit &u) const
+    {
+        uint32_t shift = tile_shift(u);
+        uint32_t first = first_token(u);
+        uint32_t end = u.token_end;
+        if (u.append_count != 0 && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
+            end = min(end, u.append_token);
+        }
+        uint32_t lo = (u.token_begin - first + (1u << shift) - 1) >> shift;
+        uint32_t hi = end > first ? (end - first) >> shift : 0;
+        return make_uint2(lo, max(lo, hi));
+    }
+
+    /* Whether any of `count` tokens comes with the call and is stored by this launch. */
     __device__ __forceinline__ bool appends(const relay_cuda_unit &u, uint32_t token,
                                             uint32_t count) const
     {
@@ -210,68 +281,110 @@ template <class C> struct worker {
                token < u.append_token + u.append_count && token + count > u.append_token;
     }
 
-    /* Moves past units without tiles. True when there is a tile to load. */
-    __device__ __forceinline__ bool can_load()
+    /* The packed row that row 0 of this warp's queries is. */
+    __device__ __forceinline__ uint32_t query_row(const relay_cuda_unit &u) const
     {
-        while (load_at <= at + 1 && slot(load_at).valid) {
-            if (load_tile < num_tiles(slot(load_at).unit)) {
-                return true;
-            }
-            load_at++;
-            load_tile = 0;
+        switch (kind_of(u)) {
+        case RELAY_CUDA_NARROW:
+            return 0;
+        case RELAY_CUDA_WIDE:
+            return warp * 16;
+        default:
+            return group * 64 + warp * 16;
         }
-        return false;
     }
 
+    /* ---- the stream ---- */
+
+    /* The page of this warp's tokens in a tile. */
     __device__ __forceinline__ uint32_t page_load(const relay_cuda_unit &u, uint32_t tile) const
     {
         uint32_t token = warp_token(u, tile);
         return token < u.token_end ? __ldg(p.pages + u.page_begin + (token >> p.page_shift)) : 0;
     }
 
-    /* POW2: the page of this warp's tokens. */
-    __device__ __forceinline__ uint32_t page_of(const relay_cuda_unit &u, uint32_t token)
+    /* The unit's first pages are in its descriptor; those of later tiles come from memory, a warp's
+     * width of them ahead. */
+    __device__ __forceinline__ void pages_begin(const relay_cuda_unit &u)
     {
-        uint32_t first = first_token(u) >> p.page_shift;
-        uint32_t i = (token >> p.page_shift) - first;
-        if (((u.token_end - 1) >> p.page_shift) - first >= RELAY_CUDA_UNIT_PAGES) {
-            if (load_tile % 32 == 0) {
-                far_page = load_tile == 0 ? page_load(u, lane) : far_next;
-            }
-            if (load_tile % 32 == 16) {
-                far_next = page_load(u, load_tile + 16 + lane);
-            }
-        }
-        return i < RELAY_CUDA_UNIT_PAGES ? u.pages[i]
-                                         : __shfl_sync(0xffffffffu, far_page, load_tile % 32);
+        const uint32_t first = first_token(u) >> p.page_shift;
+        const uint32_t i = (warp_token(u, lane) >> p.page_shift) - first;
+        const uint32_t held = (first + RELAY_CUDA_UNIT_PAGES) << p.page_shift; /* tokens before */
+        pages_tile = 0;
+        pages_count = min((held - first_token(u)) >> tile_shift(u), 32u);
+        pages = i < RELAY_CUDA_UNIT_PAGES ? u.pages[i] : 0;
+        pages_next = page_load(u, pages_count + lane);
     }
 
-    /* This warp's 16 tokens of a tile, all in one page. Rows outside [lo, hi) become zero. */
-    __device__ __forceinline__ void load_page(const unsigned char *k, const unsigned char *v,
-                                              uint32_t lo, uint32_t hi, uint64_t policy) const
+    /* Looks for the next tile: past units without tiles, into the next unit, to the next run. True
+     * when there is one, in a run if `run` says so. */
+    __device__ __forceinline__ bool load_prepare(bool with_queries)
     {
-        const uint32_t keys = key_tile(load_stage);
-        const uint32_t values = value_tile(load_stage);
+        for (;; load_at++, load_tile = 0) {
+            if (load_at > at + 1 || !slot(load_at).valid) {
+                return false;
+            }
+            if (load_tile < num_tiles(slot(load_at).unit)) {
+                break;
+            }
+        }
+        const unit_slot &from = slot(load_at);
+        const relay_cuda_unit &u = from.unit;
+        const bool paged = (p.flags & RELAY_CUDA_P_POW2) != 0; /* 16 tokens lie in one page */
+        if (load_tile == 0) {
+            uint32_t head = head_of(from);
+            load_token = warp_token(u, 0);
+            load_step = 1u << tile_shift(u);
+            load_place = head * p.page_tokens * p.k_row_bytes + lane * 16;
+            once = (p.flags & RELAY_CUDA_P_STREAM) != 0 && (u.flags & RELAY_CUDA_SHARED) == 0;
+            if (paged) {
+                pages_begin(u);
+            }
+            if (C::QUERIES_IN_REGISTERS && with_queries) {
+                load_queries(query_place(u, head));
+            }
+        }
+        if (paged && load_tile == pages_tile + pages_count) {
+            pages = pages_next;
+            pages_tile = load_tile;
+            pages_count = 32;
+            pages_next = page_load(u, load_tile + 32 + lane);
+        }
+        if (paged && (p.flags & RELAY_CUDA_P_EXACT) != 0) {
+            uint2 whole = whole_tiles(u);
+            if (load_tile >= whole.x && load_tile < whole.y) {
+                run = min(whole.y, pages_tile + pages_count) - load_tile;
+                run_page = load_tile - pages_tile;
+            }
+        }
+        return true;
+    }
+
+    /* This warp's 16 tokens, all in one page and all wanted, of rows without padding. */
+    __device__ __forceinline__ void load_whole(const unsigned char *k, const unsigned char *v,
+                                               uint64_t policy) const
+    {
+        const uint32_t to = key_tile(load_stage);
 #pragma unroll
         for (int i = 0; i < C::COPIES; i++) {
             uint32_t row = (i * 32 + lane) / C::CHUNKS;
             uint32_t chunk = (i * 32 + lane) % C::CHUNKS;
-            uint32_t to = tile_offset<C>(first_row + row, chunk);
-            bool in = row >= lo && row < hi;
-            cp_async(keys + to, k + row * p.k_row_bytes + chunk * 16,
-                     in && chunk * 8 < p.dqk ? 16 : 0, policy);
-            cp_async(values + to, v + row * p.v_row_bytes + chunk * 16,
-                     in && chunk * 8 < p.dv ? 16 : 0, policy);
+            uint32_t offset = tile_offset<C>(first_row + row, chunk);
+            /* Whole rows ahead of this lane's first copy: a constant where rows divide 32 chunks,
+             * and a tile of whole rows is contiguous anyway. */
+            cp_async(to + offset, k + i * 512, 16, policy);
+            cp_async(to + C::TENSOR_BYTES + offset, v + i * 512, 16, policy);
         }
     }
 
-    /* The same, token by token: any page size, and tokens that come with the call. Lane i finds
-     * token i's keys, lane 16 + i its values. */
-    __device__ __forceinline__ void load_rows(const relay_cuda_unit &u, uint32_t head,
-                                              uint32_t token) const
+    /* The same token by token, zeros where the unit has none or rows are padded: any page size (one
+     * page for all: `page`, if `paged`), and tokens that come with the call. Lane i finds token i's
+     * keys, lane 16 + i its values. */
+    __device__ __forceinline__ void load_rows(const relay_cuda_unit &u, uint32_t head, bool paged,
+                                              uint32_t page) const
     {
         const bool is_value = lane >= 16;
-        const uint32_t t = token + lane % 16;
+        const uint32_t t = load_token + lane % 16;
         const uint32_t row_bytes = is_value ? p.v_row_bytes : p.k_row_bytes;
         uint64_t from = 0;
         if (t >= u.token_begin && t < u.token_end) {
@@ -281,8 +394,13 @@ template <class C> struct worker {
                 size_t i = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
                 from = (uint64_t)rows + i * row_bytes;
             } else {
-                uint32_t page = __ldg(p.pages + u.page_begin + t / p.page_tokens);
-                size_t i = (size_t)head * p.page_tokens + t % p.page_tokens;
+                uint32_t in_page = t & ((1u << p.page_shift) - 1);
+                if (!paged) {
+                    uint32_t i = t / p.page_tokens;
+                    page = __ldg(p.pages + u.page_begin + i);
+                    in_page = t - i * p.page_tokens;
+                }
+                size_t i = (size_t)head * p.page_tokens + in_page;
                 from = (uint64_t)(is_value ? p.v : p.k) + page * p.page_stride + i * row_bytes;
             }
         }
@@ -300,35 +418,28 @@ template <class C> struct worker {
         }
     }
 
-    /* The packed row that row 0 of this warp's queries is. */
-    __device__ __forceinline__ uint32_t query_row(const relay_cuda_unit &u) const
-    {
-        switch (kind_of(u)) {
-        case RELAY_CUDA_NARROW:
-            return 0;
-        case RELAY_CUDA_WIDE:
-            return warp * 16;
-        default:
-            return group * 64 + warp * 16;
-        }
-    }
-
-    /* This warp's 16 rows of queries. Lane i finds row i. */
-    __device__ __forceinline__ void load_queries(const relay_cuda_unit &u, uint32_t head) const
+    /* Where row `lane` of this warp's queries lies (0: nowhere); lanes 0 to 15. */
+    __device__ __forceinline__ uint64_t query_place(const relay_cuda_unit &u, uint32_t head) const
     {
         const uint32_t m = query_row(u) + lane;
-        uint64_t from = 0;
-        if (lane < 16 && m < u.packed_count) {
-            uint32_t packed = u.packed_begin + m;
-            uint2 place = make_uint2(0, packed / p.group);
-            const void *rows = p.q;
-            if ((p.flags & RELAY_CUDA_P_STAGED) == 0) {
-                place = place_at(p, u, packed);
-                rows = io_at(p, place.x).q;
-            }
-            size_t i = (size_t)place.y * p.num_q_heads + head * p.group + packed % p.group;
-            from = (uint64_t)rows + i * p.dqk * 2;
+        if (lane >= 16 || m >= u.packed_count) {
+            return 0;
         }
+        const uint32_t packed = u.packed_begin + m;
+        const uint32_t row = row_of(packed);
+        uint2 place = make_uint2(0, row);
+        const void *rows = p.q;
+        if ((p.flags & RELAY_CUDA_P_STAGED) == 0) {
+            place = place_at(p, u, row);
+            rows = io_at(p, place.x).q;
+        }
+        size_t i = (size_t)place.y * p.num_q_heads + head * p.group + packed - row * p.group;
+        return (uint64_t)rows + i * p.dqk * 2;
+    }
+
+    /* This warp's 16 rows of queries from there; rows that are nowhere become zero. */
+    __device__ __forceinline__ void load_queries(uint64_t from) const
+    {
 #pragma unroll 1
         for (uint32_t i = lane; i < 16 * C::CHUNKS; i += 32) {
             uint32_t row = i / C::CHUNKS;
@@ -339,41 +450,39 @@ template <class C> struct worker {
         }
     }
 
-    /* Starts the next tile of the stream; can_load() was true. */
-    __device__ __forceinline__ void load_tile_next(bool with_queries)
+    /* Starts the next tile of the stream, if a unit that is known has one. */
+    __device__ __forceinline__ bool load_next(bool with_queries)
     {
-        const unit_slot &from = slot(load_at);
-        const relay_cuda_unit &u = from.unit;
-        const uint32_t token = warp_token(u, load_tile);
-        const uint32_t lo = u.token_begin > token ? min(u.token_begin - token, 16u) : 0;
-        const uint32_t hi = u.token_end > token ? min(u.token_end - token, 16u) : 0;
-        if (C::QUERIES_IN_REGISTERS && with_queries && load_tile == 0) {
-            load_queries(u, from.head);
+        if (__builtin_expect(run == 0, 0) && !load_prepare(with_queries)) {
+            return false;
         }
-        const bool whole = (p.flags & RELAY_CUDA_P_POW2) != 0; /* in one page */
-        const uint32_t page = whole ? page_of(u, token) : 0;
-        if (whole && !appends(u, token, 16)) {
-            uint32_t place = (from.head << p.page_shift) + (token & ((1u << p.page_shift) - 1));
-            uint64_t at_page = page * p.page_stride;
-            bool once =
-                (p.flags & RELAY_CUDA_P_STREAM) != 0 && (u.flags & RELAY_CUDA_SHARED) == 0;
-            load_page(p.k + at_page + (uint64_t)place * p.k_row_bytes,
-                      p.v + at_page + (uint64_t)place * p.v_row_bytes, lo, hi,
-                      once ? policy_evict_first() : policy_evict_normal());
+        if (__builtin_expect(run != 0, 1)) {
+            uint32_t page = __shfl_sync(0xffffffffu, pages, run_page);
+            uint32_t in_page = load_token & ((1u << p.page_shift) - 1);
+            uint64_t place = page * p.page_stride + (load_place + in_page * (C::D * 2));
+            load_whole(p.k + place, p.v + place,
+                       once ? policy_evict_first() : policy_evict_normal());
+            run--;
+            run_page++;
         } else {
-            load_rows(u, from.head, token);
+            const unit_slot &from = slot(load_at);
+            const bool paged = (p.flags & RELAY_CUDA_P_POW2) != 0;
+            uint32_t page = __shfl_sync(0xffffffffu, pages, (load_tile - pages_tile) % 32);
+            load_rows(from.unit, head_of(from), paged, page);
         }
         cp_async_commit();
         load_stage = load_stage + 1 == C::STAGES ? 0 : load_stage + 1;
+        load_token += load_step;
         load_tile++;
         ahead++;
+        return true;
     }
 
-    /* Fills every free stage as far as units are known. */
+    /* Fills free stages, up to `limit` in use, as far as units are known. */
     __device__ __forceinline__ void load_more(uint32_t limit)
     {
-        while (ahead < limit && can_load()) {
-            load_tile_next(true);
+#pragma unroll 1
+        while (ahead < limit && load_next(true)) {
         }
     }
 
@@ -432,11 +541,36 @@ template <class C> struct worker {
         }
     }
 
+    /* The same from the call's own tensors. */
+    __device__ __forceinline__ void copy_appended(const relay_cuda_unit &u, uint32_t head,
+                                                  uint32_t token) const
+    {
+        const relay_cuda_io &io = io_at(p, u.append_io);
+#pragma unroll 1
+        for (uint32_t row = 0; row < 16; row++) {
+            uint32_t t = token + row;
+            uint32_t i = t - u.append_token;
+            if (i >= u.append_count || t < u.token_begin || t >= u.token_end) {
+                continue;
+            }
+            size_t from = (size_t)(u.append_row + i) * p.num_kv_heads + head;
+            size_t place = (size_t)head * p.page_tokens + t % p.page_tokens;
+            size_t page = __ldg(p.pages + u.page_begin + t / p.page_tokens) * p.page_stride;
+            if (lane < p.dqk / 8) {
+                ((uint4 *)(p.k + page + place * p.k_row_bytes))[lane] =
+                    ((const uint4 *)io.k)[from * (p.dqk / 8) + lane];
+            }
+            if (lane < p.dv / 8 && p.v != p.k) {
+                ((uint4 *)(p.v + page + place * p.v_row_bytes))[lane] =
+                    ((const uint4 *)io.v)[from * (p.dv / 8) + lane];
+            }
+        }
+    }
+
     /* For this warp's tokens of a tile, if any of them come with the call. */
     __device__ __forceinline__ void tile_append(const relay_cuda_unit &u, uint32_t head,
-                                                uint32_t tile, uint32_t stage) const
+                                                uint32_t token, uint32_t stage) const
     {
-        uint32_t token = warp_token(u, tile);
         if (appends(u, token, 16)) {
             store_appended(u, head, token, stage);
         }
@@ -463,12 +597,14 @@ template <class C> struct worker {
             row_slope slope = {0.0f, 0};
             if (m < u.packed_count) {
                 uint32_t packed = u.packed_begin + m;
-                uint32_t position = __ldg(&p.rows[packed / p.group].position);
+                uint32_t row = row_of(packed);
+                uint32_t position = __ldg(&p.rows[row].position);
                 interval_of(u, position, interval);
                 slope.position = (int)(position - u.position);
                 if (p.slopes != nullptr) {
                     slope.slope =
-                        __ldg(p.slopes + head * p.group + packed % p.group) * 1.44269504088896341f;
+                        __ldg(p.slopes + head * p.group + packed - row * p.group) *
+                        1.44269504088896341f;
                 }
             }
             mine.intervals[warp][lane] = interval;

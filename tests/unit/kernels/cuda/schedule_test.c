@@ -235,7 +235,9 @@ static void run_schedule(struct machine *m, const struct relay_layer_kind *kind)
         const struct relay_cuda_unit *u = &m->schedule->units[i];
         uint32_t type = u->flags & RELAY_CUDA_KIND_MASK;
         CHECK((type == RELAY_CUDA_PAIR) == (i < m->schedule->num_pairs));
-        CHECK((type == RELAY_CUDA_MERGE) == (i >= m->schedule->num_before_merge));
+        CHECK((type == RELAY_CUDA_NARROW) ==
+              (i >= m->schedule->num_wide && i < m->schedule->num_narrow));
+        CHECK((type == RELAY_CUDA_MERGE) == (i >= m->schedule->num_narrow));
         run_unit(m, kind, u);
         CHECK_STILL();
     }
@@ -324,10 +326,16 @@ static void check_batch(const struct batch *b, const struct relay_cuda_geometry 
 static void test_schedule_random_batches(void)
 {
     static const struct relay_cuda_geometry geometries[] = {
-        {132, 2, true, true}, {216, 1, false, true}, {132, 2, true, false}, {64, 1, false, false}};
+        {132, 2, true, true, false},
+        {216, 1, false, true, false},
+        {132, 2, true, false, false},
+        {64, 1, false, false, true}};
     static const struct relay_cuda_tuning tunings[] = {
-        {0, 0, 0, 0, false}, {7, 3, 0, 0, false}, {1, 1, 0, 0, false}, {0, 0, 0, 0, true},
-        {0, 0, 1, 1, false}};
+        {0},
+        {.shared_splits = 7, .own_splits = 3},
+        {.shared_splits = 1, .own_splits = 1},
+        {.batch_invariant = true},
+        {.steps_least = 1, .slot_cost = 1, .narrow_heads = 2}};
     struct rng rng = {20251};
     for (uint32_t i = 0; i < 40; i++) {
         struct batch b;
@@ -396,7 +404,7 @@ static uint32_t count_kind(uint32_t kind, bool final)
 /* Every request finishes itself: nothing is left to MERGE units. */
 static void test_schedule_decode_is_one_wave(void)
 {
-    static const struct relay_cuda_geometry h200 = {132, 2, true, true};
+    static const struct relay_cuda_geometry h200 = {132, 2, true, true, false};
     static const struct relay_cuda_tuning defaults;
     struct relay_error err;
     struct batch b;
@@ -418,7 +426,7 @@ static void test_schedule_decode_is_one_wave(void)
 /* batch_invariant: a request's own splits and the prompt's do not depend on who else is there. */
 static void test_schedule_invariant_splits(void)
 {
-    static const struct relay_cuda_geometry h200 = {132, 2, true, true};
+    static const struct relay_cuda_geometry h200 = {132, 2, true, true, false};
     static const struct relay_cuda_tuning invariant = {.batch_invariant = true};
     uint32_t first_splits = 0;
     for (uint32_t entries = 1; entries <= ENTRIES_MAX; entries += 13) {
