@@ -8,7 +8,7 @@
 #include "core/host_memory.h"
 #include "cpu/pages.h"
 
-#define APPEND_ROWS_OF_TASK 16u
+#define APPEND_ROWS_OF_TASK 2u
 #define MERGE_HEADS_OF_TASK 32u /* query heads over rows, about */
 #define READ_PAST           64u /* what merging may read past the end of partial results */
 
@@ -231,11 +231,17 @@ enum relay_code cpu_run(struct relay_backend *backend, const struct relay_proble
         relay_cpu_pool_wait(cpu->pool, cpu->last_stage[slot]);
     }
     job_init(job, cpu, problem);
+    uint32_t prompts = 0; /* items of prompts, which come first and may be long */
+    while (prompts < plan->num_items && plan->segments[plan->items[prompts].segment].shared) {
+        prompts++;
+    }
     (void)relay_cpu_pool_submit(cpu->pool, append_task, job,
-                                tasks_of(job->append_rows, APPEND_ROWS_OF_TASK));
-    (void)relay_cpu_pool_submit(cpu->pool, item_task, job, (uint32_t)tasks);
-    cpu->last_stage[slot] = relay_cpu_pool_submit(cpu->pool, merge_task, job,
-                                                  tasks_of(plan->num_rows, merge_rows_of_task(problem->shape)));
+                                tasks_of(job->append_rows, APPEND_ROWS_OF_TASK), 0);
+    (void)relay_cpu_pool_submit(cpu->pool, item_task, job, (uint32_t)tasks,
+                                prompts * problem->shape->kind.num_kv_heads);
+    cpu->last_stage[slot] =
+        relay_cpu_pool_submit(cpu->pool, merge_task, job,
+                              tasks_of(plan->num_rows, merge_rows_of_task(problem->shape)), 0);
     cpu->runs = run;
     *ticket = run;
     return RELAY_OK;

@@ -25,6 +25,7 @@ struct stage {
     _Atomic(relay_cpu_task_fn) fn;
     _Atomic(void *) context;
     _Atomic uint32_t count;
+    _Atomic uint32_t small;
 };
 
 /* A thread's claim on the task after the one it runs. Its stage cannot end before it. */
@@ -96,10 +97,12 @@ static void stage_finish(struct relay_cpu_pool *pool, uint32_t number)
     wake_all(pool);
 }
 
-/* Takes a ticket of the running stage if it has more than `spare` left; else says what it saw. */
-static bool claim_one(struct relay_cpu_pool *pool, uint32_t spare, struct hand *hand,
+/* Takes a ticket of the running stage, early only if it is of a small task and leaves as many as keep
+ * the others busy; else says what it saw. */
+static bool claim_one(struct relay_cpu_pool *pool, bool early, struct hand *hand,
                       struct sight *seen)
 {
+    const uint32_t spare = early ? 2 * (pool->num_workers + 1) : 0;
     uint64_t claim = atomic_load(&pool->claim);
     for (;;) {
         uint32_t number = (uint32_t)(claim >> 32);
@@ -115,6 +118,9 @@ static bool claim_one(struct relay_cpu_pool *pool, uint32_t spare, struct hand *
         if (task >= count || count - task <= spare) {
             return false; /* all claimed; or a refilled slot, then idle sees claim has moved on */
         }
+        if (early && task < atomic_load_explicit(&stage->small, memory_order_relaxed)) {
+            return false;
+        }
         if (atomic_compare_exchange_weak(&pool->claim, &claim, claim + 1u)) {
             *hand = (struct hand){number, task};
             return true;
@@ -123,22 +129,21 @@ static bool claim_one(struct relay_cpu_pool *pool, uint32_t spare, struct hand *
 }
 
 /* Runs one task if there is one to claim; else says what it saw. The ticket after it is taken
- * beforehand while there are plenty, so that at a stage's end nobody waits for a task that lies in
- * a busy thread's hand. */
+ * beforehand where that cannot make others wait for a task that lies in a busy thread's hand. */
 static bool run_one(struct relay_cpu_pool *pool, uint32_t thread, struct hand *hand,
                     struct sight *seen)
 {
     struct hand now = *hand;
     struct sight unused;
     hand->task = RELAY_CPU_NO_TASK;
-    if (now.task == RELAY_CPU_NO_TASK && !claim_one(pool, 0, &now, seen)) {
+    if (now.task == RELAY_CPU_NO_TASK && !claim_one(pool, false, &now, seen)) {
         return false;
     }
     struct stage *stage = &pool->stages[now.number % RELAY_CPU_POOL_STAGES_MAX];
     uint32_t count = atomic_load_explicit(&stage->count, memory_order_relaxed);
     relay_cpu_task_fn fn = atomic_load_explicit(&stage->fn, memory_order_relaxed);
     void *context = atomic_load_explicit(&stage->context, memory_order_relaxed);
-    (void)claim_one(pool, 2 * (pool->num_workers + 1), hand, &unused);
+    (void)claim_one(pool, true, hand, &unused);
     fn(context, now.task, hand->task, thread);
     if (atomic_fetch_add_explicit(&pool->done, 1, memory_order_acq_rel) + 1u == count) {
         stage_finish(pool, now.number);
@@ -245,7 +250,7 @@ void relay_cpu_pool_destroy(struct relay_cpu_pool *pool)
 }
 
 uint64_t relay_cpu_pool_submit(struct relay_cpu_pool *pool, relay_cpu_task_fn fn, void *context,
-                               uint32_t count)
+                               uint32_t count, uint32_t small)
 {
     uint64_t number = atomic_load(&pool->tail); /* only the caller writes it */
     if (count == 0) {
@@ -258,6 +263,7 @@ uint64_t relay_cpu_pool_submit(struct relay_cpu_pool *pool, relay_cpu_task_fn fn
     atomic_store_explicit(&stage->fn, fn, memory_order_relaxed);
     atomic_store_explicit(&stage->context, context, memory_order_relaxed);
     atomic_store_explicit(&stage->count, count, memory_order_relaxed);
+    atomic_store_explicit(&stage->small, small, memory_order_relaxed);
     atomic_store(&pool->tail, number + 1u);
     wake_all(pool);
     return number;

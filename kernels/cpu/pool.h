@@ -32,11 +32,11 @@ RELAY_MUST_CHECK enum relay_code relay_cpu_pool_create(uint32_t threads,
 /* Finishes what was submitted. NULL is fine. */
 void relay_cpu_pool_destroy(struct relay_cpu_pool *pool);
 
-/* Enqueues a stage and returns its number; context lives until wait returned for it. count 0
- * enqueues nothing and returns the number of the stage before. Does not block unless
+/* Enqueues a stage and returns its number; context lives until wait returned for it. Tasks from
+ * `small` on are so short that a thread may take one more while it works on one. count 0 enqueues nothing and returns the number of the stage before. Does not block unless
  * RELAY_CPU_POOL_STAGES_MAX stages are waiting; then it works until one is done. */
 uint64_t relay_cpu_pool_submit(struct relay_cpu_pool *pool, relay_cpu_task_fn fn, void *context,
-                               uint32_t count);
+                               uint32_t count, uint32_t small);
 /* Works, then blocks, until the stage of this number and all before it are done. */
 void relay_cpu_pool_wait(struct relay_cpu_pool *pool, uint64_t stage);
 

@@ -8,7 +8,8 @@
 #include <stdbool.h>
 #include <time.h>
 
-#define TASKS_MAX 300u
+#define TASKS_MAX   300u
+#define TASKS_SMALL 20u /* the first that may be promised */
 
 static const uint32_t thread_counts[] = {1, 2, 3, 8};
 #define NUM_THREAD_COUNTS (sizeof(thread_counts) / sizeof(thread_counts[0]))
@@ -35,6 +36,9 @@ static void tally_task(void *context, uint32_t task, uint32_t next, uint32_t thr
         atomic_store(&tally->clash, true);
     }
     tally->promised[thread] = next;
+    if (next < TASKS_SMALL) {
+        atomic_store(&tally->clash, true); /* a long one must stay free for others */
+    }
     if (next != RELAY_CPU_NO_TASK) {
         atomic_fetch_add(&tally->promises, 1);
     }
@@ -53,7 +57,8 @@ static void test_pool_runs_every_task_once(void)
         tally.threads = thread_counts[n];
         CHECK_OK(relay_cpu_pool_create(thread_counts[n], &pool, &err), err);
         for (uint32_t round = 1; round <= 50; round++) {
-            relay_cpu_pool_wait(pool, relay_cpu_pool_submit(pool, tally_task, &tally, TASKS_MAX));
+            relay_cpu_pool_wait(
+                pool, relay_cpu_pool_submit(pool, tally_task, &tally, TASKS_MAX, TASKS_SMALL));
             for (uint32_t i = 0; i < TASKS_MAX; i++) {
                 CHECK_EQ(atomic_load(&tally.runs[i]), round);
             }
@@ -104,7 +109,7 @@ static void test_pool_orders_stages(void)
         /* More stages than fit: submit has to work some of them off. */
         for (uint32_t s = 0; s < STAGES; s++) {
             stages[s] = (struct stage_of){&chain, s};
-            last = relay_cpu_pool_submit(pool, stage_task, &stages[s], chain.count);
+            last = relay_cpu_pool_submit(pool, stage_task, &stages[s], chain.count, 0);
         }
         relay_cpu_pool_wait(pool, last);
         for (uint32_t i = 0; i < chain.count; i++) {
@@ -134,10 +139,10 @@ static void test_pool_wakes_after_sleep(void)
     CHECK_OK(relay_cpu_pool_create(3, &pool, &err), err);
     for (uint32_t i = 0; i < 60; i++) {
         struct timespec pause = {.tv_nsec = (i % 3) * 100000};
-        uint64_t stage = relay_cpu_pool_submit(pool, count_task, counts, 3);
+        uint64_t stage = relay_cpu_pool_submit(pool, count_task, counts, 3, 0);
         if (i % 2 == 0) {
-            (void)relay_cpu_pool_submit(pool, count_task, counts, 3);
-            stage = relay_cpu_pool_submit(pool, count_task, counts, 0); /* the one before */
+            (void)relay_cpu_pool_submit(pool, count_task, counts, 3, 0);
+            stage = relay_cpu_pool_submit(pool, count_task, counts, 0, 0); /* the one before */
         }
         nanosleep(&pause, NULL);
         relay_cpu_pool_wait(pool, stage);
@@ -157,7 +162,7 @@ static void test_pool_many_tiny_runs(void)
         uint32_t counts[2] = {0, 0};
         CHECK_OK(relay_cpu_pool_create(thread_counts[n], &pool, &err), err);
         for (uint32_t i = 0; i < 3000; i++) {
-            uint64_t stage = relay_cpu_pool_submit(pool, count_task, counts, 1 + i % 2);
+            uint64_t stage = relay_cpu_pool_submit(pool, count_task, counts, 1 + i % 2, 0);
             relay_cpu_pool_wait(pool, stage);
             CHECK_EQ(counts[0], i + 1);
         }
@@ -176,7 +181,7 @@ static void test_pool_destroy_finishes_what_was_submitted(void)
     uint32_t counts[5] = {0, 0, 0, 0, 0};
     CHECK_OK(relay_cpu_pool_create(2, &pool, &err), err);
     for (int i = 0; i < 20; i++) {
-        (void)relay_cpu_pool_submit(pool, count_task, counts, 5);
+        (void)relay_cpu_pool_submit(pool, count_task, counts, 5, 0);
     }
     relay_cpu_pool_destroy(pool);
     for (int i = 0; i < 5; i++) {
@@ -189,7 +194,7 @@ static void test_pool_empty(void)
     struct relay_error err;
     struct relay_cpu_pool *pool;
     CHECK_OK(relay_cpu_pool_create(2, &pool, &err), err);
-    relay_cpu_pool_wait(pool, relay_cpu_pool_submit(pool, count_task, NULL, 0));
+    relay_cpu_pool_wait(pool, relay_cpu_pool_submit(pool, count_task, NULL, 0, 0));
     relay_cpu_pool_destroy(pool);
     relay_cpu_pool_destroy(NULL);
     CHECK_CODE(relay_cpu_pool_create(0, &pool, &err), RELAY_INVALID_ARGUMENT);
