@@ -1,12 +1,12 @@
 /* Attention with AMX: products of tiles of 16 rows by TDPBF16PS, the softmax in AVX-512. See
  * attend_bf16.inc; packed pages are what its tiles want, K and V alike.
  *
- * A tile of queries or weights is 16 rows of 32 bf16, one of keys or values 16 rows of 16 pairs, one
- * of sums 16 by 16 float32. Rows are taken by 32 where there are so many: two tiles of queries with
- * two of keys fill the eight registers with four sums. */
+ * A tile of queries or weights is 16 rows of 32 bf16, one of keys or values 16 rows of 16 pairs,
+ * one of sums 16 by 16 float32. Rows are taken by 32 where there are so many: two tiles of queries
+ * with two of keys fill the eight registers with four sums. */
 #include "cpu/vec_avx512.inc"
 
-#define TILE_ROWS 32u
+#define TILE_ROWS    32u
 #define ROWS_ROOM(n) (((n) + 15u) / 16u * 16u) /* tiles are loaded and stored whole */
 #include "cpu/attend_bf16.inc"
 
@@ -19,8 +19,8 @@
 #define XFEATURE_XTILEDATA  18
 #endif
 
-#define STEP   32u /* bf16 of a row of queries or weights */
-#define COLS   16u /* tokens or dims of a tile of sums */
+#define STEP 32u /* bf16 of a row of queries or weights */
+#define COLS 16u /* tokens or dims of a tile of sums */
 
 struct tile_config {
     uint8_t palette;

@@ -49,7 +49,8 @@ void relay_cpu_rows_begin(struct relay_cpu_rows *rows, const struct relay_cpu_at
                           uint32_t padded);
 /* The query vector of a packed row, in the io's dtype: [dqk]. */
 const void *relay_cpu_rows_q(const struct relay_cpu_rows *rows, uint32_t i);
-/* Writes the partial result of packed row i: o [dv] and l, relative to 2^m. l = 0: it saw nothing. */
+/* Writes the partial result of packed row i: o [dv] and l, relative to 2^m. l = 0: it saw nothing.
+ */
 void relay_cpu_rows_end(const struct relay_cpu_rows *rows, uint32_t i, const float *o, float m,
                         float l);
 

@@ -151,8 +151,8 @@ static void sort(const struct relay_cpu_isa **list, double *ns, uint32_t count)
     }
 }
 
-static void describe(const struct relay_cpu_isas *isas, double ns[RELAY_CPU_ITEMS][RELAY_CPU_ISAS_MAX],
-                     char *detail, size_t bytes)
+static void describe(const struct relay_cpu_isas *isas,
+                     double ns[RELAY_CPU_ITEMS][RELAY_CPU_ISAS_MAX], char *detail, size_t bytes)
 {
     const double flops[RELAY_CPU_ITEMS] = {4.0 * TOKENS * DIM * FEW, 4.0 * TOKENS * DIM * MANY};
     size_t at = 0;

@@ -8,13 +8,13 @@
 
 #include <stdlib.h>
 
-#define PAGE_TOKENS      64u
-/* Every split writes and reads partial results once more, 4 % of the time at 1024 tokens. A prompt is
- * cut where KV heads alone would leave threads without work; beyond that rows can be divided. */
+#define PAGE_TOKENS 64u
+/* Every split writes and reads partial results once more, 4 % of the time at 1024 tokens. A prompt
+ * is cut where KV heads alone would leave threads without work; beyond that rows can be divided. */
 #define SPLIT_TOKENS_MIN 1024u
 #define SPLIT_HEADS_MAX  4u /* KV heads from which on splits are longest */
 #define SPLITS_MAX       16u
-#define ITEM_NS      1000.0f /* to claim an item, read its queries and write its results */
+#define ITEM_NS          1000.0f /* to claim an item, read its queries and write its results */
 
 static void cpu_close(struct relay_backend *backend)
 {
@@ -34,8 +34,8 @@ static enum relay_code cpu_open(const struct relay_backend_options *options,
     if (options->threads == 0 && threads > RELAY_CPU_THREADS_MAX) {
         threads = RELAY_CPU_THREADS_MAX;
     }
-    const char *isa = options->isa != NULL && options->isa[0] != '\0' ? options->isa
-                                                                     : getenv("RELAY_CPU_ISA");
+    const char *isa =
+        options->isa != NULL && options->isa[0] != '\0' ? options->isa : getenv("RELAY_CPU_ISA");
     enum relay_code code = relay_cpu_isas_find(isa, &cpu->isas, err);
     if (code == RELAY_OK) {
         code = relay_cpu_calibrate(&cpu->isas, cpu->detail, sizeof(cpu->detail), err);
@@ -89,8 +89,7 @@ static void cpu_plan_defaults(const struct relay_backend *backend, struct relay_
 {
     const struct cpu_backend *cpu = (const struct cpu_backend *)backend;
     const struct relay_layer_kind *kind = &in->shape->kind;
-    const struct relay_cpu_isa *isa =
-        relay_cpu_isa_for(&cpu->isas, in->shape, RELAY_CPU_PROMPT);
+    const struct relay_cpu_isa *isa = relay_cpu_isa_for(&cpu->isas, in->shape, RELAY_CPU_PROMPT);
     const uint32_t group = kind->num_q_heads / kind->num_kv_heads;
     const float dims = (float)(kind->head_dim_qk + kind->head_dim_v) / 256.0f;
     uint32_t rows = isa->packed_rows_max / group;

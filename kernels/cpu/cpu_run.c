@@ -166,13 +166,14 @@ static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thre
     work.to.head_stride = group;
     isa->attend(&work);
     for (uint32_t r = 0; r < item->row_count; r++) {
-        job->isa[RELAY_CPU_PROMPT]->merge(&(struct relay_cpu_merge){.problem = problem,
-                                                  .row = &problem->plan->rows[item->row_begin + r],
-                                                  .from = work.to,
-                                                  .index = &r,
-                                                  .count = 1,
-                                                  .q_head = head,
-                                                  .heads = group});
+        job->isa[RELAY_CPU_PROMPT]->merge(
+            &(struct relay_cpu_merge){.problem = problem,
+                                      .row = &problem->plan->rows[item->row_begin + r],
+                                      .from = work.to,
+                                      .index = &r,
+                                      .count = 1,
+                                      .q_head = head,
+                                      .heads = group});
     }
 }
 

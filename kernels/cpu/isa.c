@@ -5,10 +5,7 @@
 
 static const struct relay_cpu_isa *const built_in[] = {
 #ifdef RELAY_CPU_X86
-    &relay_cpu_isa_amx,
-    &relay_cpu_isa_avx512bf16,
-    &relay_cpu_isa_avx512,
-    &relay_cpu_isa_avx2,
+    &relay_cpu_isa_amx,      &relay_cpu_isa_avx512bf16, &relay_cpu_isa_avx512, &relay_cpu_isa_avx2,
 #endif
     &relay_cpu_isa_portable,
 };
@@ -19,8 +16,8 @@ static bool is_available(const struct relay_cpu_isa *isa)
     return isa->available == NULL || isa->available();
 }
 
-/* Adds built_in[from] and what may stand behind it: alone, the first that takes every shape; else all
- * that want the same pages. */
+/* Adds built_in[from] and what may stand behind it: alone, the first that takes every shape; else
+ * all that want the same pages. */
 static void add_from(struct relay_cpu_isas *isas, size_t from, bool alone)
 {
     for (size_t i = from; i < NUM_BUILT_IN; i++) {
@@ -41,7 +38,7 @@ static void add_from(struct relay_cpu_isas *isas, size_t from, bool alone)
 }
 
 enum relay_code relay_cpu_isas_find(const char *force, struct relay_cpu_isas *out,
-                                      struct relay_error *err)
+                                    struct relay_error *err)
 {
     struct relay_cpu_isas isas = {.count = 0};
     if (force == NULL || force[0] == '\0') {

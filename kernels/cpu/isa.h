@@ -82,12 +82,12 @@ struct relay_cpu_isas {
     struct {
         float block_ns; /* a block of 64 tokens of 128 + 128 dims of BF16, read by one packed row */
         float row_ns;   /* more for each packed row */
-    } costs; /* of the first kernel for prompts */
+    } costs;            /* of the first kernel for prompts */
 };
 
-/* Those this machine can run, in the order in which they are built in. force: the name of one, which
- * then stands first, before the one that takes the shapes it does not (NULL or "" = all). NOT_FOUND
- * for a name that is not built in, UNAVAILABLE for one that this machine cannot run. */
+/* Those this machine can run, in the order in which they are built in. force: the name of one,
+ * which then stands first, before the one that takes the shapes it does not (NULL or "" = all).
+ * NOT_FOUND for a name that is not built in, UNAVAILABLE for one that this machine cannot run. */
 RELAY_MUST_CHECK enum relay_code relay_cpu_isas_find(const char *force, struct relay_cpu_isas *out,
                                                      struct relay_error *err);
 /* The first that takes the shape. Pure: the same answer for plan, workspace and run. */

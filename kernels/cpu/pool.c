@@ -97,8 +97,8 @@ static void stage_finish(struct relay_cpu_pool *pool, uint32_t number)
     wake_all(pool);
 }
 
-/* Takes a ticket of the running stage, early only if it is of a small task and leaves as many as keep
- * the others busy; else says what it saw. */
+/* Takes a ticket of the running stage, early only if it is of a small task and leaves as many as
+ * keep the others busy; else says what it saw. */
 static bool claim_one(struct relay_cpu_pool *pool, bool early, struct hand *hand,
                       struct sight *seen)
 {

@@ -33,7 +33,8 @@ RELAY_MUST_CHECK enum relay_code relay_cpu_pool_create(uint32_t threads,
 void relay_cpu_pool_destroy(struct relay_cpu_pool *pool);
 
 /* Enqueues a stage and returns its number; context lives until wait returned for it. Tasks from
- * `small` on are so short that a thread may take one more while it works on one. count 0 enqueues nothing and returns the number of the stage before. Does not block unless
+ * `small` on are so short that a thread may take one more while it works on one. count 0 enqueues
+ * nothing and returns the number of the stage before. Does not block unless
  * RELAY_CPU_POOL_STAGES_MAX stages are waiting; then it works until one is done. */
 uint64_t relay_cpu_pool_submit(struct relay_cpu_pool *pool, relay_cpu_task_fn fn, void *context,
                                uint32_t count, uint32_t small);

@@ -2,7 +2,8 @@
 #include "cuda/copy.h"
 #include "cuda/device/convert.cuh"
 
-namespace relay {
+namespace relay
+{
 
 #define STAGE_THREADS 128
 #define MOVE_THREADS  256
@@ -83,9 +84,8 @@ __global__ void __launch_bounds__(MOVE_THREADS) move(const relay_cuda_move m)
         uint32_t w = i % words;
         uint32_t head = i / words % m.heads;
         uint32_t token = m.token_begin + (uint32_t)(i / words / m.heads);
-        unsigned char *page =
-            m.pages + m.page_ids[token / m.page_tokens] * m.page_stride +
-            ((size_t)head * m.page_tokens + token % m.page_tokens) * m.row_bytes;
+        unsigned char *page = m.pages + m.page_ids[token / m.page_tokens] * m.page_stride +
+                              ((size_t)head * m.page_tokens + token % m.page_tokens) * m.row_bytes;
         if (m.to_pages) {
             ((word *)page)[w] = ((const word *)m.rows)[i];
         } else {

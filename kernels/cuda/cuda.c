@@ -138,13 +138,12 @@ static enum relay_code prepare_kernels(struct cuda_backend *cuda, struct relay_e
 
 static enum relay_code make_streams(struct cuda_backend *cuda, struct relay_error *err)
 {
-    enum relay_code code =
-        cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking),
-                   "a stream", err);
+    enum relay_code code = cuda_check(
+        cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "a stream", err);
     if (code == RELAY_OK) {
-        code = cuda_check(cuda,
-                          cudaStreamCreateWithFlags(&cuda->copy_stream, cudaStreamNonBlocking),
-                          "a stream", err);
+        code =
+            cuda_check(cuda, cudaStreamCreateWithFlags(&cuda->copy_stream, cudaStreamNonBlocking),
+                       "a stream", err);
     }
     for (uint32_t i = 0; code == RELAY_OK && i < CUDA_TICKETS; i++) {
         code = cuda_check(cuda, cudaEventCreateWithFlags(&cuda->done[i], cudaEventDisableTiming),

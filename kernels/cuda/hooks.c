@@ -43,7 +43,7 @@ enum relay_code relay_cuda_settled(struct relay_backend *backend, bool *settled,
 {
     struct cuda_backend *cuda = cuda_of(backend);
     size_t words = cuda->partial_lse.bytes / sizeof(uint32_t);
-    uint32_t *flags = malloc((words + 1) * sizeof(*flags));
+    uint32_t *flags = calloc(words + 1, sizeof(*flags));
     uint32_t ticket = 0;
     bool all = true;
     enum relay_code code = cuda_enter(cuda, err);
@@ -84,9 +84,9 @@ enum relay_code relay_cuda_graph_begin(struct relay_backend *backend, struct rel
     struct cuda_backend *cuda = cuda_of(backend);
     enum relay_code code = cuda_enter(cuda, err);
     if (code == RELAY_OK) {
-        code = cuda_check(
-            cuda, cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal),
-            "a graph", err);
+        code =
+            cuda_check(cuda, cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal),
+                       "a graph", err);
     }
     if (code == RELAY_OK) {
         cuda->recording = true;

@@ -34,10 +34,10 @@ enum relay_cuda_unit_kind {
 #define RELAY_CUDA_KIND_MASK 3u
 
 enum relay_cuda_unit_flags {
-    RELAY_CUDA_MASKED = 1u << 2,   /* some row sees less than all its tokens */
-    RELAY_CUDA_FINAL = 1u << 3,    /* merges its sources with its own result and writes out */
-    RELAY_CUDA_SHARED = 1u << 4,   /* K/V that others read too */
-    RELAY_CUDA_ONE_ROW = 1u << 5,  /* all packed rows belong to one plan row */
+    RELAY_CUDA_MASKED = 1u << 2,  /* some row sees less than all its tokens */
+    RELAY_CUDA_FINAL = 1u << 3,   /* merges its sources with its own result and writes out */
+    RELAY_CUDA_SHARED = 1u << 4,  /* K/V that others read too */
+    RELAY_CUDA_ONE_ROW = 1u << 5, /* all packed rows belong to one plan row */
 };
 
 /* Partial results to merge, in this order: packed row m of the unit has them at slots
@@ -95,12 +95,12 @@ struct relay_cuda_io {
 };
 
 enum relay_cuda_param_flags {
-    RELAY_CUDA_P_EARLY = 1u << 0,    /* K/V may be read before the previous launch is done */
-    RELAY_CUDA_P_DYNAMIC = 1u << 1,  /* more units than two for each warpgroup: use the ticket */
-    RELAY_CUDA_P_STAGED = 1u << 2,   /* queries lie packed at q, K/V is appended already */
-    RELAY_CUDA_P_POW2 = 1u << 3,     /* page_tokens is a power of two >= 16 */
-    RELAY_CUDA_P_STREAM = 1u << 4,   /* own tokens leave L2 first */
-    RELAY_CUDA_P_EXACT = 1u << 5,    /* head dims are the kernel's, nothing is padded */
+    RELAY_CUDA_P_EARLY = 1u << 0,   /* K/V may be read before the previous launch is done */
+    RELAY_CUDA_P_DYNAMIC = 1u << 1, /* more units than two for each warpgroup: use the ticket */
+    RELAY_CUDA_P_STAGED = 1u << 2,  /* queries lie packed at q, K/V is appended already */
+    RELAY_CUDA_P_POW2 = 1u << 3,    /* page_tokens is a power of two >= 16 */
+    RELAY_CUDA_P_STREAM = 1u << 4,  /* own tokens leave L2 first */
+    RELAY_CUDA_P_EXACT = 1u << 5,   /* head dims are the kernel's, nothing is padded */
 };
 
 struct relay_cuda_params {
@@ -111,13 +111,13 @@ struct relay_cuda_params {
     const unsigned char *k; /* page p of the layer at k + p * page_stride, as in backend.h */
     const unsigned char *v;
     uint64_t page_stride;
-    const void *q;        /* STAGED: [rows * Hkv * group, dqk] */
-    const float *q_scale; /* simt, unused otherwise */
-    float *partial_out;   /* [Hkv,slots,partial_stride] normalised */
+    const void *q;         /* STAGED: [rows * Hkv * group, dqk] */
+    const float *q_scale;  /* simt, unused otherwise */
+    float *partial_out;    /* [Hkv,slots,partial_stride] normalised */
     uint32_t *partial_lse; /* [Hkv,slots] float32 bits, base 2 */
     uint32_t *ticket;
-    const float *slopes; /* [Hq] or NULL */
-    const float *sinks;  /* [Hq] or NULL */
+    const float *slopes;  /* [Hq] or NULL */
+    const float *sinks;   /* [Hq] or NULL */
     const float *k_scale; /* [Hkv] or NULL; simt only */
     const float *v_scale;
     const struct relay_cuda_io *io_table; /* when more than the inline ones */
@@ -139,8 +139,8 @@ struct relay_cuda_params {
     uint32_t group;
     /* ceil(2^32 / n): x / n is the upper word of the product for all x that a launch has. */
     uint32_t group_reciprocal;
-    uint32_t heads_reciprocal;        /* of num_kv_heads */
-    uint32_t narrow_reciprocal;       /* of num_kv_heads / narrow_heads */
+    uint32_t heads_reciprocal;  /* of num_kv_heads */
+    uint32_t narrow_reciprocal; /* of num_kv_heads / narrow_heads */
     uint32_t dqk;
     uint32_t dv;
     uint32_t page_tokens;

@@ -310,10 +310,9 @@ enum relay_code cuda_staging_grow(struct cuda_backend *cuda, struct cuda_staging
     (void)cudaFreeHost(staging->data);
     staging->data = NULL;
     staging->bytes = 0;
-    code = cuda_check(cuda,
-                      cudaHostAlloc(&staging->data, whole,
-                                    cudaHostAllocPortable | cudaHostAllocMapped),
-                      "pinned memory", err);
+    code = cuda_check(
+        cuda, cudaHostAlloc(&staging->data, whole, cudaHostAllocPortable | cudaHostAllocMapped),
+        "pinned memory", err);
     if (code == RELAY_OK) {
         staging->bytes = whole;
     }

@@ -49,8 +49,8 @@ static void fill_blob(unsigned char *to, const struct blob_layout *l,
     copy_table(to + l->appends, s->appends, s->num_appends * sizeof(*s->appends));
     copy_table(to + l->pages, plan->pages, plan->num_pages * sizeof(uint32_t));
     for (uint32_t r = 0; r < plan->num_rows; r++) {
-        rows[r] = (struct relay_cuda_row){plan->rows[r].io, plan->rows[r].row,
-                                          plan->rows[r].position, 0};
+        rows[r] =
+            (struct relay_cuda_row){plan->rows[r].io, plan->rows[r].row, plan->rows[r].position, 0};
     }
 }
 
@@ -74,8 +74,8 @@ static enum relay_code upload(struct cuda_backend *cuda, struct cuda_plan *to,
     }
     fill_blob(staging->data, &l, s, plan);
     code = cuda_check(cuda,
-                      cudaMemcpyAsync(to->blob.data, staging->data, l.total,
-                                      cudaMemcpyHostToDevice, cuda->stream),
+                      cudaMemcpyAsync(to->blob.data, staging->data, l.total, cudaMemcpyHostToDevice,
+                                      cuda->stream),
                       "an upload", err);
     if (code == RELAY_OK) {
         code = cuda_check(cuda, cudaEventRecord(staging->done, cuda->stream), "an upload", err);
@@ -180,19 +180,18 @@ static enum relay_code constant_add(struct cuda_backend *cuda, struct cuda_const
                                     const float *values, size_t n, uint64_t hash,
                                     struct relay_error *err)
 {
-    struct cuda_constant added = {malloc(n * sizeof(float)), NULL, n, hash};
+    struct cuda_constant added = {calloc(n, sizeof(float)), NULL, n, hash};
     enum relay_code code;
     if (added.copy == NULL) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for constants");
     }
     memcpy(added.copy, values, n * sizeof(float));
-    code = cuda_check(cuda, cudaMalloc((void **)&added.device, n * sizeof(float)), "constants",
-                      err);
+    code =
+        cuda_check(cuda, cudaMalloc((void **)&added.device, n * sizeof(float)), "constants", err);
     if (code == RELAY_OK) {
-        code = cuda_check(cuda,
-                          cudaMemcpy(added.device, added.copy, n * sizeof(float),
-                                     cudaMemcpyHostToDevice),
-                          "constants", err);
+        code = cuda_check(
+            cuda, cudaMemcpy(added.device, added.copy, n * sizeof(float), cudaMemcpyHostToDevice),
+            "constants", err);
     }
     if (code != RELAY_OK) {
         (void)cudaFree(added.device);
@@ -220,10 +219,9 @@ enum relay_code cuda_constant_get(struct cuda_backend *cuda, const float *values
             enum relay_code code;
             /* Never full: a search must end. */
             if (cuda->recording || cuda->num_constants + 1 >= CUDA_CONSTANTS) {
-                return RELAY_FAIL(err,
-                                  cuda->recording ? RELAY_FAILED_PRECONDITION
-                                                  : RELAY_RESOURCE_EXHAUSTED,
-                                  "no room for new constants");
+                return RELAY_FAIL(
+                    err, cuda->recording ? RELAY_FAILED_PRECONDITION : RELAY_RESOURCE_EXHAUSTED,
+                    "no room for new constants");
             }
             code = constant_add(cuda, at, values, n, hash, err);
             *out = at->device;

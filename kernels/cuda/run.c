@@ -136,10 +136,10 @@ static enum relay_code fill_ios(struct cuda_backend *cuda, const struct relay_pr
     for (uint32_t i = 0; i < problem->num_ios; i++) {
         table[i] = io_of(&problem->ios[i]);
     }
-    code = cuda_check(cuda,
-                      cudaMemcpyAsync(cuda->io_table.data, table, bytes, cudaMemcpyHostToDevice,
-                                      cuda->stream),
-                      "an upload", err);
+    code = cuda_check(
+        cuda,
+        cudaMemcpyAsync(cuda->io_table.data, table, bytes, cudaMemcpyHostToDevice, cuda->stream),
+        "an upload", err);
     if (code == RELAY_OK) {
         code = cuda_check(cuda, cudaEventRecord(staging->done, cuda->stream), "an upload", err);
     }
@@ -189,9 +189,9 @@ static enum relay_code reset_flags(struct cuda_backend *cuda, struct relay_error
         cuda, cudaMemsetAsync(cuda->partial_lse.data, 0xff, cuda->partial_lse.bytes, cuda->stream),
         "the workspace", err);
     if (code == RELAY_OK) {
-        code = cuda_check(
-            cuda, cudaMemsetAsync(cuda->ticket.data, 0, cuda->ticket.bytes, cuda->stream),
-            "the workspace", err);
+        code = cuda_check(cuda,
+                          cudaMemsetAsync(cuda->ticket.data, 0, cuda->ticket.bytes, cuda->stream),
+                          "the workspace", err);
     }
     cuda->last_attends = false;
     return code;
@@ -223,8 +223,8 @@ static enum relay_code fill_workspace(struct cuda_backend *cuda, const struct cu
     enum relay_code code =
         cuda_buffer_grow(cuda, &cuda->partial_out, slots * stride * sizeof(float), &ignored, err);
     if (code == RELAY_OK) {
-        code = cuda_buffer_grow(cuda, &cuda->partial_lse, (slots + 1) * sizeof(uint32_t), &grown,
-                                err);
+        code =
+            cuda_buffer_grow(cuda, &cuda->partial_lse, (slots + 1) * sizeof(uint32_t), &grown, err);
     }
     if (code == RELAY_OK) {
         code = cuda_buffer_grow(cuda, &cuda->ticket, RELAY_CUDA_TICKET_WORDS * sizeof(uint32_t),

@@ -35,9 +35,9 @@ struct relay_cuda_tuning {
 };
 
 struct relay_cuda_schedule {
-    struct relay_cuda_unit *units;      /* [num_units] PAIR, other producers, FINAL, MERGE */
-    struct relay_cuda_source *sources;  /* [num_sources] */
-    struct relay_cuda_append *appends;  /* [num_appends] a token each */
+    struct relay_cuda_unit *units;     /* [num_units] PAIR, other producers, FINAL, MERGE */
+    struct relay_cuda_source *sources; /* [num_sources] */
+    struct relay_cuda_append *appends; /* [num_appends] a token each */
     uint32_t num_units;
     uint32_t num_pairs;
     uint32_t num_wide;   /* units before the first NARROW */
@@ -55,7 +55,8 @@ void relay_cuda_schedule_destroy(struct relay_cuda_schedule *schedule);
 /* RESOURCE_EXHAUSTED when memory is out or numbers do not fit; the schedule is then empty. */
 enum relay_code relay_cuda_schedule_build(struct relay_cuda_schedule *schedule,
                                           const struct relay_plan *plan, uint32_t num_kv_heads,
-                                          uint32_t group, const struct relay_cuda_geometry *geometry,
+                                          uint32_t group,
+                                          const struct relay_cuda_geometry *geometry,
                                           const struct relay_cuda_tuning *tuning,
                                           struct relay_error *err);
 

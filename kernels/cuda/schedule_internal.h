@@ -41,7 +41,7 @@ struct schedule_split {
     uint32_t tokens; /* of a split, a multiple of the step; 0 = segment not read */
     uint32_t steps;  /* most that one of its tiles has */
     uint32_t tiles;
-    uint32_t kind;   /* the widest of its tiles */
+    uint32_t kind; /* the widest of its tiles */
 };
 
 struct schedule_builder {
@@ -61,7 +61,7 @@ struct schedule_builder {
     struct schedule_array cover_begin; /* uint32_t of each atom, one more at the end */
     struct schedule_array covers;      /* uint32_t tiles, in merge order */
     struct schedule_array groups;
-    struct schedule_array order;       /* two uint32_t: tokens and tile of a FINAL unit */
+    struct schedule_array order;     /* two uint32_t: tokens and tile of a FINAL unit */
     struct schedule_array append_of; /* uint32_t of each plan segment */
     uint32_t num_tiles;
     uint32_t num_groups;

@@ -133,9 +133,9 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
         if (split->tiles == 0) {
             continue;
         }
-        steps = invariant ? invariant_steps(segment)
-                          : relay_ceil_div_u32(split->steps,
-                                               splits_of(b, split, segment->shared, loads));
+        steps = invariant
+                    ? invariant_steps(segment)
+                    : relay_ceil_div_u32(split->steps, splits_of(b, split, segment->shared, loads));
         steps += even ? steps % 2 : 0;
         split->tokens = (uint32_t)(steps * RELAY_CUDA_STEP_TOKENS > INT32_MAX
                                        ? INT32_MAX / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS

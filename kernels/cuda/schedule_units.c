@@ -27,8 +27,7 @@ static enum relay_code number_slots(struct schedule_builder *b, struct relay_err
     uint64_t slots = 0;
     for (uint32_t t = 0; t < b->num_tiles; t++) {
         tiles[t].slot = (uint32_t)slots;
-        slots +=
-            (uint64_t)stored_splits(&tiles[t]) * (tiles[t].packed_end - tiles[t].packed_begin);
+        slots += (uint64_t)stored_splits(&tiles[t]) * (tiles[t].packed_end - tiles[t].packed_begin);
         if (slots > INT32_MAX) {
             return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "too many partial results");
         }
@@ -44,8 +43,8 @@ static enum relay_code make_sources(struct schedule_builder *b, struct relay_err
     struct schedule_group *groups = b->groups.data;
     for (uint32_t g = 0; g < b->num_groups; g++) {
         struct schedule_group *group = &groups[g];
-        enum relay_code code = schedule_grow(
-            &b->sources, (size_t)b->pub.num_sources + group->cover_count, err);
+        enum relay_code code =
+            schedule_grow(&b->sources, (size_t)b->pub.num_sources + group->cover_count, err);
         if (code != RELAY_OK) {
             return code;
         }
@@ -152,8 +151,8 @@ static void set_pages(const struct schedule_builder *b, struct relay_cuda_unit *
                       const struct relay_plan_segment *segment)
 {
     const struct relay_plan *plan = b->plan;
-    uint32_t first = unit->token_begin / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS /
-                     plan->page_tokens;
+    uint32_t first =
+        unit->token_begin / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS / plan->page_tokens;
     uint32_t last = (unit->token_end - 1) / plan->page_tokens;
     unit->page_begin = segment->page_begin;
     for (uint32_t i = 0; i < RELAY_CUDA_UNIT_PAGES && first + i <= last; i++) {

@@ -8,26 +8,26 @@
 #include <relay/plan.h>
 
 struct relay_cuda_traits {
-    const char *name;        /* "wgmma_bf16_128" */
-    enum relay_dtype dtype;  /* of queries and stored K/V; UNSPECIFIED: any */
-    uint32_t head_dim_most;  /* of both; shorter rows are padded in shared memory */
+    const char *name;          /* "wgmma_bf16_128" */
+    enum relay_dtype dtype;    /* of queries and stored K/V; UNSPECIFIED: any */
+    uint32_t head_dim_most;    /* of both; shorter rows are padded in shared memory */
     uint32_t capability_least; /* of a device it runs on, 10 * major + minor */
     uint32_t capability_most;  /* 0 = no limit */
-    uint32_t groups;         /* warpgroups of a block; 0: one block a unit, nothing persistent */
-    bool special;            /* takes softcap and ALiBi */
-    bool pair;               /* two warpgroups may share a tile of 128 rows */
-    size_t shared_bytes;     /* of a block */
+    uint32_t groups;           /* warpgroups of a block; 0: one block a unit, nothing persistent */
+    bool special;              /* takes softcap and ALiBi */
+    bool pair;                 /* two warpgroups may share a tile of 128 rows */
+    size_t shared_bytes;       /* of a block */
 };
 
 struct relay_cuda_device {
-    uint32_t capability;   /* 10 * major + minor */
-    size_t shared_bytes;   /* most that a block can have */
+    uint32_t capability; /* 10 * major + minor */
+    size_t shared_bytes; /* most that a block can have */
     uint32_t multiprocessors;
 };
 
 /* The index of the first that fits, or `num`. `name`: only this one, NULL = any. */
 uint32_t relay_cuda_select(const struct relay_cuda_traits *const *traits, uint32_t num,
-                           const struct relay_shape *shape,
-                           const struct relay_cuda_device *device, const char *name);
+                           const struct relay_shape *shape, const struct relay_cuda_device *device,
+                           const char *name);
 
 #endif

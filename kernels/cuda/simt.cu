@@ -1,6 +1,6 @@
 /* The kernel for every shape, as a row of the kernel table. */
-#include "cuda/kernel.h"
 #include "cuda/device/simt.cuh"
+#include "cuda/kernel.h"
 
 static cudaError_t simt_prepare(void)
 {

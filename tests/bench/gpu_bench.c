@@ -179,8 +179,8 @@ static void bench_init(struct bench *b, size_t arena_bytes)
     b->io = device_memory(b, b->io_bytes);
     fill_random(b->arena, b->arena_bytes);
     fill_random(b->io, b->io_bytes);
-    b->copy = copy_bandwidth(b->arena, (size_t)1 << 30,
-                             (cudaStream_t)relay_cuda_stream(b->backend));
+    b->copy =
+        copy_bandwidth(b->arena, (size_t)1 << 30, (cudaStream_t)relay_cuda_stream(b->backend));
     fill_random(b->arena, b->arena_bytes);
     fprintf(stderr, "gpu_bench: copy %.3f TB/s, %d multiprocessors, L2 %d MiB\n", b->copy * 1e-12,
             prop.multiProcessorCount, prop.l2CacheSize >> 20);
@@ -399,8 +399,9 @@ static void print_cell(struct bench *b, const char *line)
 
 static void name_of(const struct shape *s, char *name, size_t bytes)
 {
-    (void)snprintf(name, bytes, "\"heads\": \"%u/%u\", \"batch\": %u, \"prompt\": %u, "
-                                "\"context\": %u,",
+    (void)snprintf(name, bytes,
+                   "\"heads\": \"%u/%u\", \"batch\": %u, \"prompt\": %u, "
+                   "\"context\": %u,",
                    s->q_heads, s->kv_heads, s->batch, s->prompt, s->context);
 }
 
@@ -474,8 +475,8 @@ static void bench_cell(struct bench *b, const struct shape *s, const char *varia
 /* ---- which cells ---- */
 
 static const struct shape gates[] = {
-    {32, 8, 64, 2048, 1024},  {32, 8, 8, 2048, 128},    {8, 1, 8, 2048, 128},
-    {32, 8, 256, 2048, 128},  {32, 8, 128, 32768, 128}, {32, 32, 256, 2048, 1024},
+    {32, 8, 64, 2048, 1024}, {32, 8, 8, 2048, 128},    {8, 1, 8, 2048, 128},
+    {32, 8, 256, 2048, 128}, {32, 8, 128, 32768, 128}, {32, 32, 256, 2048, 1024},
 };
 
 static int grid_cells(struct shape *cells)
@@ -532,9 +533,9 @@ static bool is_done(const struct bench *b, const struct shape *s)
 }
 
 static const struct option long_options[] = {
-    {"cells", 1, NULL, 'c'},      {"gates", 0, NULL, 'g'},      {"grid", 0, NULL, 'a'},
-    {"out", 1, NULL, 'o'},        {"sweep", 0, NULL, 's'},      {"seconds", 1, NULL, 't'},
-    {"relay-only", 0, NULL, 'r'}, {"variants", 0, NULL, 'v'},   {"layers", 1, NULL, 'l'},
+    {"cells", 1, NULL, 'c'},      {"gates", 0, NULL, 'g'},    {"grid", 0, NULL, 'a'},
+    {"out", 1, NULL, 'o'},        {"sweep", 0, NULL, 's'},    {"seconds", 1, NULL, 't'},
+    {"relay-only", 0, NULL, 'r'}, {"variants", 0, NULL, 'v'}, {"layers", 1, NULL, 'l'},
     {"arena-mib", 1, NULL, 'm'},  {NULL, 0, NULL, 0},
 };
 

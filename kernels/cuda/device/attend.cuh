@@ -5,7 +5,8 @@
 
 #include "cuda/device/wide.cuh"
 
-namespace relay {
+namespace relay
+{
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
@@ -21,8 +22,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     w.group_barrier();
     launch_next();
     uint64_t queries = 0;
-    const bool asks = C::QUERIES_IN_REGISTERS && w.slot(0).valid &&
-                      w.kind_of(w.slot(0).unit) != RELAY_CUDA_MERGE;
+    const bool asks =
+        C::QUERIES_IN_REGISTERS && w.slot(0).valid && w.kind_of(w.slot(0).unit) != RELAY_CUDA_MERGE;
     if (asks) {
         queries = w.query_place(w.slot(0).unit, w.head_of(w.slot(0)));
     }
@@ -55,7 +56,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         const uint32_t kind = w.kind_of(u);
         /* What follows from these would else be computed for all kinds of units at once, before the
          * loop, and fill the registers. */
-        asm volatile("" : "+r"(w.lane), "+r"(w.warp), "+r"(w.group), "+r"(w.first_row), "+r"(w.base));
+        asm volatile(""
+                     : "+r"(w.lane), "+r"(w.warp), "+r"(w.group), "+r"(w.first_row), "+r"(w.base));
         if (w.warp == 0) {
             w.look_ahead();
         }

@@ -7,14 +7,15 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-namespace relay {
+namespace relay
+{
 
 __device__ __forceinline__ float f8_to_float(unsigned char b)
 {
     uint32_t mag = b & 0x7fu;
     float small = (float)mag * 0x1p-9f;
-    float normal = mag == 0x7fu ? __uint_as_float(0x7fc00000u)
-                                : __uint_as_float((mag << 20) + (120u << 23));
+    float normal =
+        mag == 0x7fu ? __uint_as_float(0x7fc00000u) : __uint_as_float((mag << 20) + (120u << 23));
     float value = mag < 0x08u ? small : normal;
     return (b & 0x80u) != 0 ? -value : value;
 }

@@ -11,7 +11,8 @@
 #include "cuda/device/softmax.cuh"
 #include "cuda/device/worker.cuh"
 
-namespace relay {
+namespace relay
+{
 
 __device__ __forceinline__ float4 scaled(float4 a, float w)
 {
@@ -64,9 +65,9 @@ __device__ __forceinline__ uint64_t shuffle64(uint64_t x, int lane)
 }
 
 /* Two of a warp's rows while they are merged. Each half of the warp looks after one of them: its
- * lanes know the row's reference, sum and place, and look at 16 flags at once. Of the outputs, every
- * lane has columns 4 (lane + 32 c) .. of both. Kept small: in short launches this code is fetched
- * for the first time. */
+ * lanes know the row's reference, sum and place, and look at 16 flags at once. Of the outputs,
+ * every lane has columns 4 (lane + 32 c) .. of both. Kept small: in short launches this code is
+ * fetched for the first time. */
 template <class C> struct merging {
     static constexpr int n = (C::D + 127) / 128;
     static constexpr int batch = 8 / n; /* loads of a row in flight */
@@ -226,7 +227,8 @@ template <class C> struct merging {
         const float sink = p.sinks != nullptr ? __ldg(p.sinks + q_head) : -INFINITY;
         float lse = sink; /* nothing else to see: exactly the sink */
         if (p.sinks != nullptr) {
-            weigh(w.lane % 16 == 0 ? sink * RELAY_CUDA_LOG2E : -INFINITY, sum == 0.0f ? 0.0f : 1.0f);
+            weigh(w.lane % 16 == 0 ? sink * RELAY_CUDA_LOG2E : -INFINITY,
+                  sum == 0.0f ? 0.0f : 1.0f);
         }
         if (sum != 0.0f) {
             lse = (max + log2_fast(sum)) * RELAY_CUDA_LN2;

@@ -5,7 +5,8 @@
 
 #include "cuda/device/merge.cuh"
 
-namespace relay {
+namespace relay
+{
 
 /* Queries as A operands: this warp's 16 rows. */
 template <class C>

@@ -6,7 +6,8 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
-namespace relay {
+namespace relay
+{
 
 __device__ __forceinline__ uint32_t shared_address(const void *p)
 {

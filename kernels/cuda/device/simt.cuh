@@ -1,12 +1,13 @@
-/* Attention for every shape and dtype, on plain float32 arithmetic: a warp takes a row, a lane every
- * 32nd element. Slow and plain; the path of shapes that have no other kernel. Device code. */
+/* Attention for every shape and dtype, on plain float32 arithmetic: a warp takes a row, a lane
+ * every 32nd element. Slow and plain; the path of shapes that have no other kernel. Device code. */
 #ifndef RELAY_CUDA_DEVICE_SIMT_CUH
 #define RELAY_CUDA_DEVICE_SIMT_CUH
 
 #include "cuda/device/convert.cuh"
 #include "cuda/device/merge.cuh"
 
-namespace relay {
+namespace relay
+{
 
 #define RELAY_CUDA_SIMT_ELEMENTS ((RELAY_HEAD_DIM_MAX + 31) / 32) /* of a lane */
 #define RELAY_CUDA_SIMT_THREADS  128
@@ -198,8 +199,7 @@ __device__ __forceinline__ void simt_keep(const relay_cuda_params &p, size_t slo
     __threadfence();
     __syncwarp();
     if (lane == 0) {
-        partial_give(p.partial_lse + slot,
-                     row.sum == 0.0f ? -INFINITY : row.max + log2f(row.sum));
+        partial_give(p.partial_lse + slot, row.sum == 0.0f ? -INFINITY : row.max + log2f(row.sum));
     }
 }
 

@@ -9,7 +9,8 @@
 
 #include "cuda/device/tile.cuh"
 
-namespace relay {
+namespace relay
+{
 
 #define RELAY_CUDA_LOG2E   1.44269504088896340736f
 #define RELAY_CUDA_LN2     0.69314718055994530942f
@@ -56,8 +57,7 @@ __device__ __forceinline__ void scores_transform(float (&s)[n][4], const relay_c
             for (int e = 0; e < 2; e++) {
                 float x = s[j][2 * r + e];
                 x = p.softcap > 0.0f ? p.softcap * tanhf(x * inverse) : x * p.scale;
-                s[j][2 * r + e] =
-                    fmaf(row.slope, (float)(away + 8 * j + e), x * RELAY_CUDA_LOG2E);
+                s[j][2 * r + e] = fmaf(row.slope, (float)(away + 8 * j + e), x * RELAY_CUDA_LOG2E);
             }
         }
     }
@@ -107,9 +107,8 @@ __device__ __forceinline__ bool softmax(float (&s)[n][4], float c, row_state &st
     constexpr int chains = n < 4 ? n : 4;
     const float most[2] = {row_most(s, 0) * c, row_most(s, 1) * c};
     alpha[0] = alpha[1] = 1.0f;
-    const bool grown =
-        __any_sync(0xffffffffu, most[0] > st.max[0] + RELAY_CUDA_RESCALE ||
-                                    most[1] > st.max[1] + RELAY_CUDA_RESCALE);
+    const bool grown = __any_sync(0xffffffffu, most[0] > st.max[0] + RELAY_CUDA_RESCALE ||
+                                                   most[1] > st.max[1] + RELAY_CUDA_RESCALE);
     if (__builtin_expect(grown, 0)) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {

@@ -6,10 +6,11 @@
 #ifndef RELAY_CUDA_DEVICE_TILE_CUH
 #define RELAY_CUDA_DEVICE_TILE_CUH
 
-#include "cuda/launch.h"
 #include "cuda/device/ptx.cuh"
+#include "cuda/launch.h"
 
-namespace relay {
+namespace relay
+{
 
 /* What a warpgroup was given; a ring of three: the current one, the next, the one after. */
 struct alignas(16) unit_slot {
@@ -37,7 +38,7 @@ struct row_slope {
 /* Small things of one warpgroup; rows by the warp that computes them. */
 struct group_memory {
     unit_slot ring[RELAY_CUDA_RING];
-    float2 state[4][16]; /* (max, sum) of each warp's rows of a NARROW unit */
+    float2 state[4][16];           /* (max, sum) of each warp's rows of a NARROW unit */
     row_interval intervals[4][16]; /* of a MASKED unit's rows */
 };
 

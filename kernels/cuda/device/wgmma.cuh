@@ -1,15 +1,16 @@
 /* Warpgroup matrix products with A in registers and B in shared memory (sm_90a).
  *
- * A warpgroup's D[64][N] lies in registers as d[N / 8][4]: warp w has rows 16 w + g and 16 w + g + 8
- * (g = lane / 4), columns 8 j + 2 (lane % 4) and the next: the layout of mma.m16n8k16. B tiles are
- * 128-byte rows, 16-byte chunk c of row r at chunk c ^ (r % 8), tiles 1024-byte aligned. Device
+ * A warpgroup's D[64][N] lies in registers as d[N / 8][4]: warp w has rows 16 w + g and 16 w + g +
+ * 8 (g = lane / 4), columns 8 j + 2 (lane % 4) and the next: the layout of mma.m16n8k16. B tiles
+ * are 128-byte rows, 16-byte chunk c of row r at chunk c ^ (r % 8), tiles 1024-byte aligned. Device
  * code. */
 #ifndef RELAY_CUDA_DEVICE_WGMMA_CUH
 #define RELAY_CUDA_DEVICE_WGMMA_CUH
 
 #include "cuda/device/ptx.cuh"
 
-namespace relay {
+namespace relay
+{
 
 __device__ __forceinline__ void wgmma_fence()
 {
@@ -42,7 +43,8 @@ template <int n> __device__ __forceinline__ void wgmma_results(float (&d)[n][4])
 }
 
 /* Describes a B tile. K-major (rows are N): `stride` 1024, from 8 rows to the next, `lead` unused.
- * MN-major (rows are K): `stride` 1024, from 8 rows to the next; `lead` from 64 columns to the next.
+ * MN-major (rows are K): `stride` 1024, from 8 rows to the next; `lead` from 64 columns to the
+ * next.
  */
 __device__ __forceinline__ uint64_t wgmma_tile(uint32_t address, uint32_t lead, uint32_t stride)
 {

@@ -9,7 +9,8 @@
 #include "cuda/device/narrow.cuh"
 #include "cuda/device/wgmma.cuh"
 
-namespace relay {
+namespace relay
+{
 
 template <class C> struct wide_mma {
     static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
@@ -39,7 +40,7 @@ template <class C> struct wide_mma {
             w.load_more(C::STAGES);
             w.tile_append(u, head, w.warp_token(u, tile), stage);
 #pragma unroll 1
-            for (uint32_t part = 0; part < 64; part += C::D > 128 ? 32 : 64) {
+            for (uint32_t part = 0; part<64; part += C::D> 128 ? 32 : 64) {
                 constexpr int n = C::D > 128 ? 4 : 8;
                 float s[n][4];
                 float alpha[2];
@@ -81,7 +82,8 @@ template <class C> struct wide_wgmma {
 
     __device__ __forceinline__ wide_wgmma(worker<C> &worker_, const relay_cuda_unit &unit,
                                           uint32_t head_)
-        : w(worker_), u(unit), head(head_), pair(w.kind_of(unit) == RELAY_CUDA_PAIR), tile(0), scale(scale_of<C>(worker_.p))
+        : w(worker_), u(unit), head(head_), pair(w.kind_of(unit) == RELAY_CUDA_PAIR), tile(0),
+          scale(scale_of<C>(worker_.p))
     {
         const uint32_t first = w.first_token(u);
         num_parts = (u.token_end - first + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;

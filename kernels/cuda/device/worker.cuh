@@ -9,7 +9,8 @@
 
 #include "cuda/device/tile.cuh"
 
-namespace relay {
+namespace relay
+{
 
 #define RELAY_CUDA_NONE 0xffffffffu
 
@@ -44,11 +45,11 @@ template <class C> struct worker {
     uint32_t pages_next; /* the same for the tiles after those */
     uint32_t pages_tile;
     uint32_t pages_count;
-    bool once; /* K/V that nobody else reads: to leave L2 first */
+    bool once;           /* K/V that nobody else reads: to leave L2 first */
     uint32_t load_stage; /* where the next tile goes */
     uint32_t use_stage;  /* where the current tile is */
     uint32_t ahead;      /* tiles loaded or loading and not used up */
-    bool fresh; /* queries were loaded after tiles: wait for everything once */
+    bool fresh;          /* queries were loaded after tiles: wait for everything once */
 
     __device__ __forceinline__ worker(const relay_cuda_params &params, unsigned char *shared)
         : p(params), memory(shared),
@@ -117,10 +118,9 @@ template <class C> struct worker {
     __device__ __forceinline__ uint32_t fixed_unit(uint32_t position) const
     {
         uint32_t groups = gridDim.x * C::GROUPS;
-        uint32_t i = position < num_pairs
-                         ? p.number_begin + blockIdx.x + position * gridDim.x
-                         : p.pair_end + group * gridDim.x + blockIdx.x +
-                               (position - num_pairs) * groups;
+        uint32_t i = position < num_pairs ? p.number_begin + blockIdx.x + position * gridDim.x
+                                          : p.pair_end + group * gridDim.x + blockIdx.x +
+                                                (position - num_pairs) * groups;
         return position < num_pairs + 2 && i < p.number_end ? i : RELAY_CUDA_NONE;
     }
 
@@ -533,8 +533,7 @@ template <class C> struct worker {
                 }
                 uint4 bits = *(const uint4 *)(keys + (is_value ? C::TENSOR_BYTES : 0) +
                                               tile_offset<C>(first_row + row, chunk));
-                unsigned char *to = (unsigned char *)(is_value ? p.v : p.k) +
-                                    page * p.page_stride +
+                unsigned char *to = (unsigned char *)(is_value ? p.v : p.k) + page * p.page_stride +
                                     place * (is_value ? p.v_row_bytes : p.k_row_bytes) + chunk * 16;
                 *(uint4 *)to = bits;
             }
@@ -602,9 +601,8 @@ template <class C> struct worker {
                 interval_of(u, position, interval);
                 slope.position = (int)(position - u.position);
                 if (p.slopes != nullptr) {
-                    slope.slope =
-                        __ldg(p.slopes + head * p.group + packed - row * p.group) *
-                        1.44269504088896341f;
+                    slope.slope = __ldg(p.slopes + head * p.group + packed - row * p.group) *
+                                  1.44269504088896341f;
                 }
             }
             mine.intervals[warp][lane] = interval;

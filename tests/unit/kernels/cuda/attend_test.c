@@ -296,15 +296,14 @@ static void report(const char *what, uint32_t before)
 
 static void test_attend_dims(void)
 {
-    static const uint32_t dims[][2] = {{64, 64},   {128, 128}, {96, 96}, {192, 192},
+    static const uint32_t dims[][2] = {{64, 64},   {128, 128}, {96, 96},  {192, 192},
                                        {256, 256}, {72, 40},   {128, 64}, {40, 128}};
     uint32_t before = failures;
     for (uint32_t i = 0; i < COUNT(dims) && (!quick || i < 2); i++) {
         struct problem_config config =
             config_of(8, 2, dims[i][0], dims[i][1], i % 2 ? RELAY_DTYPE_F16 : RELAY_DTYPE_BF16);
         run_ways(&config);
-        config.shape.kv_dtype = config.shape.io_dtype =
-            i % 2 ? RELAY_DTYPE_BF16 : RELAY_DTYPE_F16;
+        config.shape.kv_dtype = config.shape.io_dtype = i % 2 ? RELAY_DTYPE_BF16 : RELAY_DTYPE_F16;
         run_way(&config, &ways[1]);
     }
     report("dims", before);
@@ -312,13 +311,12 @@ static void test_attend_dims(void)
 
 static void test_attend_groups(void)
 {
-    static const uint32_t heads[][2] = {{1, 1},  {4, 4},  {6, 2},  {7, 1},  {16, 1},
+    static const uint32_t heads[][2] = {{1, 1},  {4, 4},  {6, 2},  {7, 1},   {16, 1},
                                         {24, 2}, {48, 2}, {64, 1}, {100, 1}, {200, 1}};
     uint32_t before = failures;
     for (uint32_t i = 0; i < COUNT(heads) && (!quick || i < 3); i++) {
-        struct problem_config config =
-            config_of(heads[i][0], heads[i][1], i % 2 ? 64 : 128, i % 2 ? 64 : 128,
-                      RELAY_DTYPE_BF16);
+        struct problem_config config = config_of(heads[i][0], heads[i][1], i % 2 ? 64 : 128,
+                                                 i % 2 ? 64 : 128, RELAY_DTYPE_BF16);
         run_ways(&config);
     }
     report("groups", before);
@@ -359,8 +357,8 @@ static void test_attend_many_rows(void)
     static const struct problem_segment prompts[] = {{2100, PROBLEM_NONE, 0}};
     uint32_t before = failures;
     for (uint32_t i = 0; i < COUNT(entries); i++) {
-        entries[i] = (struct problem_entry){
-            .segment = 0, .context = 1 + i * 5, .q_len = 1, .append = true};
+        entries[i] =
+            (struct problem_entry){.segment = 0, .context = 1 + i * 5, .q_len = 1, .append = true};
     }
     entries[7].context = 3000;
     for (uint32_t i = 0; i < 4; i++) {

@@ -99,9 +99,8 @@ static void batch_init(struct batch *b, struct rng *rng)
         bool root = s == 0 || rng_below(rng, 2) == 0;
         segment->tokens = rng_below(rng, 8) == 0 ? 0 : lengths[rng_below(rng, 8)];
         segment->parent = root ? RELAY_NO_SEGMENT : rng_below(rng, s);
-        segment->position = root ? 0
-                                 : b->segments[segment->parent].position +
-                                       b->segments[segment->parent].tokens;
+        segment->position =
+            root ? 0 : b->segments[segment->parent].position + b->segments[segment->parent].tokens;
         segment->pages = some_pages(b, segment->tokens);
     }
     b->in.num_entries = 1 + rng_below(rng, ENTRIES_MAX);
@@ -325,11 +324,10 @@ static void check_batch(const struct batch *b, const struct relay_cuda_geometry 
 
 static void test_schedule_random_batches(void)
 {
-    static const struct relay_cuda_geometry geometries[] = {
-        {132, 2, true, true, false},
-        {216, 1, false, true, false},
-        {132, 2, true, false, false},
-        {64, 1, false, false, true}};
+    static const struct relay_cuda_geometry geometries[] = {{132, 2, true, true, false},
+                                                            {216, 1, false, true, false},
+                                                            {132, 2, true, false, false},
+                                                            {64, 1, false, false, true}};
     static const struct relay_cuda_tuning tunings[] = {
         {0},
         {.shared_splits = 7, .own_splits = 3},
