@@ -1,0 +1,266 @@
+/* The cpu backend against its machine: measures what the machine can do, then cells of a grid, in
+ * one run, and says how near they come. One JSON line for the machine, one for each cell.
+ *
+ *     cpu_roofline [--heads 32/8] [--head-dim 128] [--batch N,..] [--prompt N,..] [--context N,..]
+ *                  [--ms 300] [--isa NAME] [--threads N] [--rest-ms N] [--dump FOLDER]
+ *
+ * Without --heads the grid is heads 32/32, 32/8, 8/1 with head dim 128 and 4/1 with 256. A cell's
+ * limit is bytes / (0.85 bandwidth) + max(flops / (0.65 peak), exps / rate) + 10 us, its share
+ * max(bytes / bandwidth, flops / peak) / time; bytes are K/V once, q and out. One thread, plus the
+ * backend's. */
+#include "cell.h"
+#include "roofline.h"
+
+#include "cpu/isa.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define LIST_MAX 16
+
+struct list {
+    uint32_t values[LIST_MAX];
+    uint32_t count;
+};
+
+struct heads {
+    uint32_t q, kv, dim;
+};
+
+struct config {
+    struct heads heads[LIST_MAX];
+    uint32_t num_heads;
+    struct list batch, prompt, context;
+    uint32_t head_dim, ms, threads, rest_ms;
+    const char *isa;
+    const char *dump;
+};
+
+struct machine {
+    double read_1, read_all; /* bytes/s */
+    double peak;             /* flops/s of the best unit, all threads */
+    double exps;             /* 1/s, all threads */
+};
+
+/* ---- the machine -------------------------------------------------------------------------------
+ */
+
+static const struct roofline_unit *const units[] = {
+#if defined(__x86_64__)
+    &roofline_avx2, &roofline_avx512, &roofline_avx512bf16, &roofline_amx,
+#endif
+    NULL,
+};
+
+static bool is_available(const char *isa)
+{
+    struct relay_cpu_isas isas;
+    return relay_cpu_isas_find(isa, &isas, NULL) == RELAY_OK;
+}
+
+static struct machine measure(const struct relay_backend_info *info)
+{
+    struct machine m = {.read_1 = roofline_read(1), .read_all = roofline_read(info->threads)};
+    printf("{\"name\": \"machine\", \"cpu\": \"%s\", \"threads\": %u, \"isa\": \"%s\", "
+           "\"read_1_gbs\": %.1f, \"read_gbs\": %.1f",
+           bench_cpu_name(), info->threads, info->isa, m.read_1 * 1e-9, m.read_all * 1e-9);
+    for (uint32_t i = 0; units[i] != NULL; i++) {
+        if (!is_available(units[i]->isa)) {
+            continue;
+        }
+        double peak = roofline_rate(units[i]->peak, info->threads);
+        m.peak = peak > m.peak ? peak : m.peak;
+        printf(", \"%s_gflops\": %.0f", units[i]->peak_name, peak * 1e-9);
+        if (units[i]->exps != NULL) {
+            double exps = roofline_rate(units[i]->exps, info->threads);
+            m.exps = exps > m.exps ? exps : m.exps;
+            printf(", \"exps_%s_g\": %.1f", units[i]->isa, exps * 1e-9);
+        }
+    }
+    printf(", \"measured\": \"%s\"}\n", info->detail != NULL ? info->detail : "");
+    fflush(stdout);
+    return m;
+}
+
+/* ---- cells -------------------------------------------------------------------------------------
+ */
+
+static void print_cell(const struct machine *m, const struct cell *cell,
+                       const double us[CELL_MODES], bool same)
+{
+    const struct cell_config *c = &cell->config;
+    const double keys = (double)(c->prompt + c->context);
+    const double elem = (double)relay_dtype_size(c->dtype);
+    const double kv_tokens = c->prompt + (double)c->batch * c->context;
+    const double bytes =
+        elem * c->head_dim * (2.0 * kv_tokens * c->kv_heads + 2.0 * (double)c->batch * c->q_heads);
+    const double exps = keys * c->q_heads * c->batch;
+    const double flops = 4.0 * c->head_dim * exps;
+    const double memory_us = bytes / m->read_all * 1e6;
+    const double compute_us = m->peak > 0 ? flops / m->peak * 1e6 : 0;
+    const double exps_us = m->exps > 0 ? exps / m->exps * 1e6 : 0;
+    const double work_us = compute_us / 0.65 > exps_us ? compute_us / 0.65 : exps_us;
+    const double floor_us = memory_us > compute_us ? memory_us : compute_us;
+    const double limit_us = memory_us / 0.85 + work_us + 10.0;
+    printf("{\"name\": \"cell\", \"heads\": \"%u/%u\", \"head_dim\": %u, \"batch\": %u, "
+           "\"prompt\": %u, \"context\": %u, \"us\": %.1f, \"plain_us\": %.1f, \"bound\": \"%s\", "
+           "\"share\": %.3f, \"floor_us\": %.1f, \"limit_us\": %.1f, \"plan_us\": %.1f, "
+           "\"same_bits\": %s}\n",
+           c->q_heads, c->kv_heads, c->head_dim, c->batch, c->prompt, c->context, us[CELL_RELAY],
+           us[CELL_PLAIN], memory_us > compute_us ? "memory" : "compute", floor_us / us[CELL_RELAY],
+           floor_us, limit_us, cell->plan_us, same ? "true" : "false");
+    fflush(stdout);
+}
+
+static bool run_cell(const struct config *config, const struct machine *m,
+                     struct relay_backend *backend, const struct cell_config *c)
+{
+    struct cell cell;
+    double us[CELL_MODES];
+    cell_init(&cell, backend, c);
+    bool same = cell_same(&cell);
+    cell_time(&cell, 3, config->ms, us);
+    print_cell(m, &cell, us, same);
+    if (config->dump != NULL) {
+        cell_dump(&cell, config->dump);
+    }
+    cell_fini(&cell);
+    (void)usleep(config->rest_ms * 1000u); /* for others on the machine */
+    return same;
+}
+
+static bool run_grid(const struct config *config, const struct machine *m,
+                     struct relay_backend *backend)
+{
+    bool same = true;
+    for (uint32_t h = 0; h < config->num_heads; h++) {
+        for (uint32_t b = 0; b < config->batch.count; b++) {
+            for (uint32_t p = 0; p < config->prompt.count; p++) {
+                for (uint32_t c = 0; c < config->context.count; c++) {
+                    struct cell_config cell = {.q_heads = config->heads[h].q,
+                                               .kv_heads = config->heads[h].kv,
+                                               .head_dim = config->heads[h].dim,
+                                               .batch = config->batch.values[b],
+                                               .prompt = config->prompt.values[p],
+                                               .context = config->context.values[c],
+                                               .dtype = RELAY_DTYPE_BF16};
+                    same = run_cell(config, m, backend, &cell) && same;
+                }
+            }
+        }
+    }
+    return same;
+}
+
+/* ---- options -----------------------------------------------------------------------------------
+ */
+
+static uint32_t number(const char *text, char **end)
+{
+    errno = 0;
+    unsigned long value = strtoul(text, end, 10);
+    if (errno != 0 || *end == text || value > 1u << 24) {
+        fprintf(stderr, "cpu_roofline: \"%s\" is no number\n", text);
+        exit(2);
+    }
+    return (uint32_t)value;
+}
+
+static struct list many(const char *text)
+{
+    struct list list = {.count = 0};
+    char *end;
+    do {
+        list.values[list.count++] = number(text, &end);
+        text = end + 1;
+    } while (*end == ',' && list.count < LIST_MAX);
+    return list;
+}
+
+static const struct option long_options[] = {
+    {"heads", 1, NULL, 'h'},   {"head-dim", 1, NULL, 'd'}, {"batch", 1, NULL, 'b'},
+    {"prompt", 1, NULL, 'p'},  {"context", 1, NULL, 'c'},  {"ms", 1, NULL, 'm'},
+    {"threads", 1, NULL, 'j'}, {"isa", 1, NULL, 'i'},      {"rest-ms", 1, NULL, 'r'},
+    {"dump", 1, NULL, 'o'},    {NULL, 0, NULL, 0},
+};
+
+static void parse(int argc, char **argv, struct config *c)
+{
+    char *end;
+    int option;
+    while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        switch (option) {
+        case 'h':
+            c->heads[0].q = number(optarg, &end);
+            c->heads[0].kv = *end == '/' ? number(end + 1, &end) : c->heads[0].q;
+            c->heads[0].dim = 0;
+            c->num_heads = 1;
+            break;
+        case 'd':
+            c->head_dim = number(optarg, &end);
+            break;
+        case 'b':
+            c->batch = many(optarg);
+            break;
+        case 'p':
+            c->prompt = many(optarg);
+            break;
+        case 'c':
+            c->context = many(optarg);
+            break;
+        case 'm':
+            c->ms = number(optarg, &end);
+            break;
+        case 'j':
+            c->threads = number(optarg, &end);
+            break;
+        case 'r':
+            c->rest_ms = number(optarg, &end);
+            break;
+        case 'i':
+            c->isa = optarg;
+            break;
+        case 'o':
+            c->dump = optarg;
+            break;
+        default:
+            exit(2);
+        }
+    }
+    if (c->num_heads == 1) {
+        c->heads[0].dim = c->head_dim;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct relay_error err;
+    struct relay_backend_options options = RELAY_BACKEND_OPTIONS_INIT;
+    struct relay_backend *backend;
+    struct config config = {
+        .heads = {{32, 32, 128}, {32, 8, 128}, {8, 1, 128}, {4, 1, 256}},
+        .num_heads = 4,
+        .batch = {{1, 8, 32, 64, 128}, 5},
+        .prompt = {{512, 2048, 8192}, 3},
+        .context = {{128, 1024}, 2},
+        .head_dim = 128,
+        .ms = 300,
+    };
+    parse(argc, argv, &config);
+    options.threads = config.threads;
+    options.isa = config.isa;
+    if (relay_backend_open("cpu", &options, &backend, &err) != RELAY_OK) {
+        bench_die("cpu", &err);
+    }
+    struct machine m = measure(relay_backend_info(backend));
+    bool same = run_grid(&config, &m, backend);
+    relay_backend_close(backend);
+    if (!same) {
+        fprintf(stderr, "cpu_roofline: relay and plain differ\n");
+    }
+    return same ? 0 : 1;
+}
