@@ -331,9 +331,11 @@ static enum relay_code run(struct upload *u, struct relay_error *err)
 {
     for (uint32_t stuck = 0;; stuck++) {
         const enum relay_code code = attempt(u, err);
-        /* After a break the server may not know yet that the old stream is dead. */
+        /* After a break, of this call or of an earlier one with the same upload_id, the server may
+         * still be storing a chunk of the old stream. */
+        const bool resumes = stuck > 0 || u->desc->upload_id != NULL;
         const bool broken =
-            code == RELAY_UNAVAILABLE || (code == RELAY_ABORTED && stuck > 0 && !u->started);
+            code == RELAY_UNAVAILABLE || (code == RELAY_ABORTED && resumes && !u->started);
         if (!broken) {
             return code;
         }

@@ -28,17 +28,22 @@ static void stop(struct register_call *reg, grpc_byte_buffer *last, const struct
 /* ---- answers ----------------------------------------------------------------------------------
  */
 
-static void send_state(struct register_call *reg)
+/* ABORTED: another stream goes on with the upload. */
+static enum relay_code send_state(struct register_call *reg, struct relay_error *err)
 {
     const struct relayd_store_options *limits =
         relayd_store_limits(reg->stream.base.rpc->opt.store);
     uint32_t held[RELAY_LAYERS_MAX];
+    uint32_t layers;
     Relay__V1__UploadState state;
     Relay__V1__RegisterPromptResponse response;
     relay__v1__upload_state__init(&state);
     relay__v1__register_prompt_response__init(&response);
-    relayd_upload_held(reg->upload, held);
-    state.n_held = relayd_upload_layers(reg->upload);
+    const enum relay_code code = relayd_upload_held(reg->upload, held, &layers, err);
+    if (code != RELAY_OK) {
+        return code;
+    }
+    state.n_held = layers;
     state.held = held;
     state.chunk_bytes_max = limits->chunk_bytes_max;
     state.unacked_bytes_max = limits->unacked_bytes_max;
@@ -46,6 +51,7 @@ static void send_state(struct register_call *reg)
     response.message_case = RELAY__V1__REGISTER_PROMPT_RESPONSE__MESSAGE_STATE;
     response.state = &state;
     relayd_rpc_stream_send(&reg->stream, relay_wire_pack(&response.base));
+    return RELAY_OK;
 }
 
 static void finish_prompt(struct register_call *reg, const struct relayd_prompt_info *info)
@@ -194,13 +200,16 @@ static void take_header(struct register_call *reg, const struct relay_wire_view 
         code = relayd_upload_begin(reg->stream.base.rpc->opt.store, &desc, &reg->upload, &exists,
                                    &err);
     }
-    if (code != RELAY_OK) {
-        stop(reg, NULL, &err);
-    } else if (reg->upload == NULL) {
+    if (code == RELAY_OK && reg->upload == NULL) {
         finish_prompt(reg, &exists);
     } else {
-        reg->kept = desc.upload_id != NULL;
-        send_state(reg);
+        if (code == RELAY_OK) {
+            reg->kept = desc.upload_id != NULL;
+            code = send_state(reg, &err);
+        }
+        if (code != RELAY_OK) {
+            stop(reg, NULL, &err);
+        }
     }
     relay_wire_arena_fini(&arena);
 }
@@ -219,8 +228,9 @@ static void take_chunk(struct register_call *reg, const struct relay_wire_view *
         code = relayd_upload_chunk(reg->upload, &kv, &err);
     }
     if (code == RELAY_OK) {
-        send_state(reg);
-    } else {
+        code = send_state(reg, &err);
+    }
+    if (code != RELAY_OK) {
         stop(reg, NULL, &err);
     }
 }

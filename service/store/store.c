@@ -83,15 +83,15 @@ out:
 void relayd_store_destroy(struct relayd_store *store)
 {
     struct relayd_prompt *garbage = NULL;
-    struct relayd_upload *uploads;
+    struct relayd_partial *partials;
     if (store == NULL) {
         return;
     }
     relayd_store_lock(store);
-    uploads = relayd_uploads_sweep_locked(store, UINT64_MAX);
+    partials = relayd_partials_sweep_locked(store, UINT64_MAX);
     relayd_prompts_clear_locked(store, &garbage);
     relayd_store_unlock(store);
-    (void)relayd_uploads_free(uploads);
+    (void)relayd_partials_free(partials);
     relayd_prompts_free(garbage);
     relayd_pools_fini(&store->pools);
     (void)pthread_mutex_destroy(&store->mutex);
@@ -124,11 +124,11 @@ uint32_t relayd_store_sweep(struct relayd_store *store)
 {
     uint64_t now_ns = relayd_clock_now_ns(store->options.clock);
     struct relayd_prompt *garbage = NULL;
-    struct relayd_upload *uploads;
+    struct relayd_partial *partials;
     uint32_t n;
     relayd_store_lock(store);
     n = relayd_prompts_sweep_locked(store, now_ns, &garbage);
-    uploads = relayd_uploads_sweep_locked(store, now_ns);
+    partials = relayd_partials_sweep_locked(store, now_ns);
     (void)relayd_pools_trim(&store->pools);
     relayd_store_unlock(store);
     for (const struct relayd_prompt *prompt = garbage; prompt != NULL; prompt = prompt->next) {
@@ -136,5 +136,5 @@ uint32_t relayd_store_sweep(struct relayd_store *store)
                    (unsigned long long)prompt->generation);
     }
     relayd_prompts_free(garbage);
-    return n + relayd_uploads_free(uploads);
+    return n + relayd_partials_free(partials);
 }

@@ -23,8 +23,9 @@ struct relayd_store {
     pthread_mutex_t mutex;
     /* Below: under the mutex. */
     struct relayd_pools pools;
-    struct relayd_model *models;     /* uthash by tenant NUL model key */
-    struct relayd_upload *resumable; /* uthash by upload id, tenant */
+    struct relayd_model *models;      /* uthash by tenant NUL model key */
+    struct relayd_partial *partials;  /* all, a utlist */
+    struct relayd_partial *resumable; /* those with an upload id: uthash by it and tenant */
     /* Live prompts in (tenant, model key, id) order: found by bisection, listed by walking. */
     struct relayd_prompt **prompts; /* [prompts_max] */
     uint32_t num_prompts;
@@ -141,9 +142,9 @@ void relayd_prompts_clear_locked(struct relayd_store *store, struct relayd_promp
 /* ---- uploads ---- */
 
 /* Takes out partials whose time has passed (now_ns UINT64_MAX: all that wait), linked by next. */
-struct relayd_upload *relayd_uploads_sweep_locked(struct relayd_store *store, uint64_t now_ns);
+struct relayd_partial *relayd_partials_sweep_locked(struct relayd_store *store, uint64_t now_ns);
 /* Frees such a list; returns how many. Not locked. */
-uint32_t relayd_uploads_free(struct relayd_upload *list);
+uint32_t relayd_partials_free(struct relayd_partial *list);
 
 /* ---- chunks: checked, converted and stored; no lock is held ---- */
 

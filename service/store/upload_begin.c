@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <utlist.h>
 
 static enum relay_code text_check(const char *name, const char *text, size_t bytes_max,
                                   struct relay_error *err)
@@ -91,52 +92,53 @@ static struct relayd_prompt *prompt_new(const struct relayd_upload_desc *desc,
 }
 
 /* Takes over the model reference, also on failure. */
-static enum relay_code upload_new(struct relayd_store *store, const struct relayd_upload_desc *desc,
-                                  struct relayd_model *model, struct relayd_upload **out,
-                                  struct relay_error *err)
+static enum relay_code partial_new(struct relayd_store *store,
+                                   const struct relayd_upload_desc *desc,
+                                   struct relayd_model *model, struct relayd_partial **out,
+                                   struct relay_error *err)
 {
-    struct relayd_upload *upload = calloc(1, sizeof(*upload));
+    struct relayd_partial *partial = calloc(1, sizeof(*partial));
     enum relay_code code = RELAY_RESOURCE_EXHAUSTED;
-    if (upload == NULL) {
+    if (partial == NULL) {
         relayd_model_release(model);
         goto no_memory;
     }
-    upload->prompt = prompt_new(desc, model);
-    if (upload->prompt == NULL) {
+    partial->prompt = prompt_new(desc, model);
+    if (partial->prompt == NULL) {
         relayd_model_release(model);
         goto no_memory;
     }
-    upload->store = store;
-    upload->on_exists = desc->on_exists;
-    upload->held = calloc(model->spec->num_layers, sizeof(*upload->held));
-    if (upload->held == NULL) {
+    partial->store = store;
+    partial->on_exists = desc->on_exists;
+    partial->held = calloc(model->spec->num_layers, sizeof(*partial->held));
+    if (partial->held == NULL) {
         goto no_memory;
     }
     if (desc->upload_id != NULL) {
         size_t tenant_bytes = strlen(desc->tenant) + 1;
-        upload->table_key_bytes = RELAYD_UPLOAD_ID_BYTES + tenant_bytes;
-        upload->table_key = malloc(upload->table_key_bytes);
-        if (upload->table_key == NULL) {
+        partial->table_key_bytes = RELAYD_UPLOAD_ID_BYTES + tenant_bytes;
+        partial->table_key = malloc(partial->table_key_bytes);
+        if (partial->table_key == NULL) {
             goto no_memory;
         }
-        memcpy(upload->table_key, desc->upload_id, RELAYD_UPLOAD_ID_BYTES);
-        memcpy(upload->table_key + RELAYD_UPLOAD_ID_BYTES, desc->tenant, tenant_bytes);
+        memcpy(partial->table_key, desc->upload_id, RELAYD_UPLOAD_ID_BYTES);
+        memcpy(partial->table_key + RELAYD_UPLOAD_ID_BYTES, desc->tenant, tenant_bytes);
     }
-    code = relayd_digest_create(model->spec->num_layers, &upload->digest, err);
+    code = relayd_digest_create(model->spec->num_layers, &partial->digest, err);
     if (code != RELAY_OK) {
         goto out;
     }
-    *out = upload;
+    *out = partial;
     return RELAY_OK;
 no_memory:
     code = RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for an upload");
 out:
-    relayd_upload_free(upload);
+    relayd_partial_free(partial);
     return code;
 }
 
 /* Why a begin cannot continue this upload; NULL when it can. */
-static const char *resume_mismatch(const struct relayd_upload *a, const struct relayd_upload *b)
+static const char *resume_mismatch(const struct relayd_partial *a, const struct relayd_partial *b)
 {
     const struct relayd_prompt *p = a->prompt;
     const struct relayd_prompt *q = b->prompt;
@@ -168,11 +170,11 @@ static const char *resume_mismatch(const struct relayd_upload *a, const struct r
     return NULL;
 }
 
-static enum relay_code resume_locked(struct relayd_upload *partial,
-                                     const struct relayd_upload *wanted, struct relay_error *err)
+static enum relay_code resume_locked(struct relayd_partial *partial,
+                                     const struct relayd_partial *wanted, struct relay_error *err)
 {
     const char *mismatch = resume_mismatch(partial, wanted);
-    if (partial->attached) {
+    if (partial->busy) { /* its driver is in the middle of a chunk */
         return RELAY_FAIL(err, RELAY_ABORTED, "an upload with this upload_id is in progress");
     }
     if (mismatch != NULL) {
@@ -182,16 +184,15 @@ static enum relay_code resume_locked(struct relayd_upload *partial,
                           partial->prompt->id, partial->prompt->num_tokens, mismatch,
                           wanted->prompt->id, wanted->prompt->num_tokens);
     }
-    partial->attached = true;
     return RELAY_OK;
 }
 
 /* Admits a new upload: limits, budget, pages, tables. */
-static enum relay_code admit_locked(struct relayd_upload *upload, bool *unlocked,
+static enum relay_code admit_locked(struct relayd_partial *fresh, bool *unlocked,
                                     struct relay_error *err)
 {
-    struct relayd_store *store = upload->store;
-    struct relayd_prompt *prompt = upload->prompt;
+    struct relayd_store *store = fresh->store;
+    struct relayd_prompt *prompt = fresh->prompt;
     const struct relayd_store_options *options = &store->options;
     enum relay_code code;
     if (store->num_uploads >= options->uploads_max) {
@@ -211,28 +212,28 @@ static enum relay_code admit_locked(struct relayd_upload *upload, bool *unlocked
     if (code != RELAY_OK || *unlocked) {
         return code;
     }
-    if (upload->table_key != NULL) {
-        HASH_ADD_KEYPTR(hh, store->resumable, upload->table_key, upload->table_key_bytes, upload);
-        if (upload->hh.tbl == NULL) {
+    if (fresh->table_key != NULL) {
+        HASH_ADD_KEYPTR(hh, store->resumable, fresh->table_key, fresh->table_key_bytes, fresh);
+        if (fresh->hh.tbl == NULL) {
             return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for an upload");
         }
     }
     relayd_model_take_locked(prompt->model, &store->prompt_bytes, prompt->num_pages, prompt->pages);
+    DL_APPEND(store->partials, fresh);
     store->num_uploads++;
-    upload->attached = true;
     return RELAY_OK;
 }
 
-/* One try. *driven is the upload to go on with (fresh, or a partial), NULL when the prompt exists;
+/* One try. *driven is what to go on with (fresh, or an older one), NULL when the prompt exists;
  * *dropped a partial that became useless. When *unlocked comes back set, nothing was decided. */
-static enum relay_code begin_locked(struct relayd_upload *fresh, struct relayd_upload **driven,
-                                    struct relayd_upload **dropped,
+static enum relay_code begin_locked(struct relayd_partial *fresh, struct relayd_partial **driven,
+                                    struct relayd_partial **dropped,
                                     struct relayd_prompt_info *exists, bool *unlocked,
                                     struct relay_error *err)
 {
     struct relayd_store *store = fresh->store;
     const struct relayd_model *model = fresh->prompt->model;
-    struct relayd_upload *partial = NULL;
+    struct relayd_partial *partial = NULL;
     struct relayd_prompt *live =
         relayd_prompt_find_locked(store, model->tenant, model->spec->key, fresh->prompt->id, NULL);
     enum relayd_existing existing =
@@ -242,8 +243,8 @@ static enum relay_code begin_locked(struct relayd_upload *fresh, struct relayd_u
     }
     *driven = NULL;
     if (existing == RELAYD_EXISTING_STAYS) {
-        if (partial != NULL && !partial->attached && resume_mismatch(partial, fresh) == NULL) {
-            relayd_upload_unlink_locked(partial);
+        if (partial != NULL && partial->driver == NULL && resume_mismatch(partial, fresh) == NULL) {
+            relayd_partial_unlink_locked(partial);
             *dropped = partial;
         }
         relayd_prompt_touch_locked(live);
@@ -268,32 +269,46 @@ enum relay_code relayd_upload_begin(struct relayd_store *store,
                                     struct relay_error *err)
 {
     struct relayd_model *model = NULL;
-    struct relayd_upload *fresh = NULL;
-    struct relayd_upload *driven = NULL;
-    struct relayd_upload *dropped = NULL;
+    struct relayd_upload *upload = NULL;
+    struct relayd_partial *fresh = NULL;
+    struct relayd_partial *driven = NULL;
+    struct relayd_partial *dropped = NULL;
     enum relay_code code = desc_check(store, desc, err);
     bool unlocked;
     if (code == RELAY_OK) {
         code = relayd_model_acquire(store, desc->tenant, desc->model, &model, err);
     }
     if (code == RELAY_OK) {
-        code = upload_new(store, desc, model, &fresh, err);
+        code = partial_new(store, desc, model, &fresh, err);
     }
     if (code != RELAY_OK) {
         return code;
     }
+    upload = calloc(1, sizeof(*upload));
+    if (upload == NULL) {
+        relayd_partial_free(fresh);
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for an upload");
+    }
+    upload->store = store;
     relayd_store_lock(store);
     do {
         unlocked = false;
         code = begin_locked(fresh, &driven, &dropped, exists, &unlocked, err);
     } while (code == RELAY_OK && unlocked);
+    if (driven != NULL && code == RELAY_OK) {
+        relayd_partial_drive_locked(driven, upload);
+    }
     relayd_store_unlock(store);
-    (void)relayd_uploads_free(dropped);
+    (void)relayd_partials_free(dropped);
     if (code != RELAY_OK || driven != fresh) {
-        relayd_upload_free(fresh);
+        relayd_partial_free(fresh);
+    }
+    if (code != RELAY_OK || driven == NULL) {
+        free(upload);
+        upload = NULL;
     }
     if (code == RELAY_OK) {
-        *out = driven;
+        *out = upload;
     }
     return code;
 }

@@ -3,8 +3,11 @@
  * those from floor(num_tokens / chunk) * chunk on). All bytes are charged to the prompt budget at
  * begin.
  *
- * One stream at a time drives an upload: begin, chunks, then commit or abort; those calls are for
- * one thread at a time. Chunk writes, checksums and digests happen outside the store's mutex. */
+ * A stream drives an upload: begin, chunks, then commit or abort; those calls are for one thread at
+ * a time. A begin with the same upload_id takes an upload over from the stream that drove it, which
+ * may be dead without anybody knowing yet; the older one's calls then fail with ABORTED. So they do
+ * when nothing came for upload_expiry_ms. Chunk writes, checksums and digests happen outside the
+ * store's mutex. */
 #ifndef RELAYD_STORE_UPLOADS_H
 #define RELAYD_STORE_UPLOADS_H
 
@@ -52,30 +55,33 @@ struct relayd_upload;
  * already: then *out is NULL and *exists is filled. That is so for KEEP, and for SAME_OR_FAIL when
  * both content keys are there and equal; both there and different: ALREADY_EXISTS. SAME_OR_FAIL
  * without keys uploads and compares digests at commit.
- * INVALID_ARGUMENT, UNIMPLEMENTED (shape), ABORTED (an upload with this upload_id is in progress),
- * RESOURCE_EXHAUSTED (budget, prompts_max, uploads_max). */
+ * INVALID_ARGUMENT, UNIMPLEMENTED (shape), ABORTED (a chunk of this upload_id is being stored for
+ * an older stream: try again), RESOURCE_EXHAUSTED (budget, prompts_max, uploads_max). */
 RELAY_MUST_CHECK enum relay_code relayd_upload_begin(struct relayd_store *store,
                                                      const struct relayd_upload_desc *desc,
                                                      struct relayd_upload **out,
                                                      struct relayd_prompt_info *exists,
                                                      struct relay_error *err);
 /* held[layer] = tokens [.., held) that are in, 0 when none are; that of kv_layer where a layer
- * shares another's. The first token a layer must bring is relayd_upload_first(layer), num_tokens
- * when it need not bring any. */
-void relayd_upload_held(const struct relayd_upload *upload, uint32_t *held /* [L] */);
-uint32_t relayd_upload_first(const struct relayd_upload *upload, uint32_t layer);
-uint32_t relayd_upload_layers(const struct relayd_upload *upload);
+ * shares another's. *num_layers = L. ABORTED (taken over). */
+RELAY_MUST_CHECK enum relay_code relayd_upload_held(struct relayd_upload *upload,
+                                                    uint32_t *held /* [RELAY_LAYERS_MAX] */,
+                                                    uint32_t *num_layers, struct relay_error *err);
+/* The first token a layer must bring; num_tokens when it need not bring any, 0 when the upload was
+ * taken over. */
+uint32_t relayd_upload_first(struct relayd_upload *upload, uint32_t layer);
 
 /* INVALID_ARGUMENT (layer, range, byte counts with expected and got; a layer that shares another's
  * K/V), FAILED_PRECONDITION (a gap, or tokens that are in already: ascending only; the first chunk
- * of a layer may begin anywhere at or below its first needed token), DATA_LOSS (xxh64 differs).
+ * of a layer may begin anywhere at or below its first needed token), DATA_LOSS (xxh64 differs),
+ * ABORTED (taken over).
  * After an error the upload is as before the chunk. */
 RELAY_MUST_CHECK enum relay_code relayd_upload_chunk(struct relayd_upload *upload,
                                                      const struct relayd_kv_chunk *chunk,
                                                      struct relay_error *err);
-/* Publishes atomically and ends the upload in every case. FAILED_PRECONDITION naming the first
- * layer that misses tokens (with an upload_id it then waits to be resumed); ALREADY_EXISTS when
- * SAME_OR_FAIL meets other content. */
+/* Publishes atomically and ends the upload in every case. ABORTED (taken over); FAILED_PRECONDITION
+ * naming the first layer that misses tokens (with an upload_id it then waits to be resumed);
+ * ALREADY_EXISTS when SAME_OR_FAIL meets other content. */
 RELAY_MUST_CHECK enum relay_code relayd_upload_commit(struct relayd_upload *upload,
                                                       struct relayd_prompt_info *out,
                                                       struct relay_error *err);

@@ -39,18 +39,18 @@ static void test_uploads_publish_at_commit_only(void)
     struct relayd_upload_desc desc;
     struct relayd_upload *upload = NULL;
     struct relay_error err;
-    uint32_t held[2];
+    uint32_t held[2], layers;
     setup(2);
     CHECK_STILL();
     desc = fixture_desc("t", &spec.model, "sys", 21);
     CHECK_OK(relayd_upload_begin(f.store, &desc, &upload, &info, &err), err);
     CHECK(upload != NULL);
-    CHECK_EQ(relayd_upload_layers(upload), 2);
     CHECK_EQ(fixture_stats(&f).uploads, 1);
     CHECK(fixture_stats(&f).prompt_bytes_used > 0); /* charged from the start */
     CHECK_OK(fixture_send(upload, 1, 1, 0, 21, 5, &err), err);
     CHECK_OK(fixture_send(upload, 1, 0, 0, 20, 20, &err), err);
-    relayd_upload_held(upload, held);
+    CHECK_OK(relayd_upload_held(upload, held, &layers, &err), err);
+    CHECK_EQ(layers, 2);
     CHECK_EQ(held[0], 20);
     CHECK_EQ(held[1], 21);
     CHECK_CODE(relayd_prompt_get(f.store, &name, &info, NULL), RELAY_NOT_FOUND);
@@ -136,7 +136,7 @@ static void test_uploads_bad_chunks_change_nothing(void)
     struct relayd_upload_desc desc;
     struct relayd_upload *upload = NULL;
     struct relay_error err;
-    uint32_t held[3];
+    uint32_t held[3], layers;
     setup(3);
     CHECK_STILL();
     spec.kv_layer[2] = 0;
@@ -183,7 +183,7 @@ static void test_uploads_bad_chunks_change_nothing(void)
     REFUSED(RELAY_FAILED_PRECONDITION, "begin at token 0");
     atomic_store(&f.backend.fail_writes, 1);
     REFUSED(RELAY_UNAVAILABLE, "no write");
-    relayd_upload_held(upload, held);
+    CHECK_OK(relayd_upload_held(upload, held, &layers, &err), err);
     CHECK_EQ(held[0], 0);
     {
         XXH64_state_t *state = XXH64_createState();
@@ -202,7 +202,7 @@ static void test_uploads_bad_chunks_change_nothing(void)
     chunk.xxh64 = 5;
     REFUSED(RELAY_DATA_LOSS, "tokens [8, +8) of layer 0");
 #undef REFUSED
-    relayd_upload_held(upload, held);
+    CHECK_OK(relayd_upload_held(upload, held, &layers, &err), err);
     CHECK_EQ(held[0], 8);
     CHECK_EQ(held[1], 0);
     CHECK_EQ(held[2], 8); /* layer 0's */
@@ -396,7 +396,7 @@ static void test_uploads_resume_by_id(void)
     struct relayd_upload_desc desc, other;
     struct relayd_upload *upload = NULL, *again = NULL;
     struct relay_error err;
-    uint32_t held[2];
+    uint32_t held[2], layers;
     setup(2);
     CHECK_STILL();
     desc = fixture_desc("t", &spec.model, "sys", 12);
@@ -407,7 +407,6 @@ static void test_uploads_resume_by_id(void)
     desc.upload_id = id;
     CHECK_OK(relayd_upload_begin(f.store, &desc, &upload, &info, &err), err);
     CHECK_OK(fixture_send(upload, 1, 0, 0, 12, 4, &err), err);
-    CHECK_CODE(relayd_upload_begin(f.store, &desc, &again, &info, &err), RELAY_ABORTED);
     other = desc;
     other.tenant = "u"; /* another tenant's id is another id */
     CHECK_OK(relayd_upload_begin(f.store, &other, &again, &info, &err), err);
@@ -433,14 +432,16 @@ static void test_uploads_resume_by_id(void)
     CHECK_CODE(relayd_upload_begin(f.store, &other, &again, &info, &err),
                RELAY_FAILED_PRECONDITION);
     CHECK_OK(relayd_upload_begin(f.store, &desc, &again, &info, &err), err);
-    relayd_upload_held(again, held);
+    CHECK_OK(relayd_upload_held(again, held, &layers, &err), err);
     CHECK_EQ(held[0], 12);
     CHECK_EQ(held[1], 5);
-    fixture_advance(&f, 100000);
+    fixture_advance(&f, 4000);
+    CHECK_OK(fixture_send(again, 1, 1, 5, 6, 1, &err), err);
+    fixture_advance(&f, 4000);
     CHECK_EQ(relayd_store_sweep(f.store), 1); /* the other tenant's; this one is being driven */
     CHECK_CODE(relayd_upload_commit(again, &info, &err), RELAY_FAILED_PRECONDITION);
     CHECK_OK(relayd_upload_begin(f.store, &desc, &again, &info, &err), err); /* it waited */
-    CHECK_OK(fixture_send(again, 1, 1, 5, 12, 3, &err), err);
+    CHECK_OK(fixture_send(again, 1, 1, 6, 12, 3, &err), err);
     CHECK_OK(relayd_upload_commit(again, &info, &err), err);
     CHECK(memcmp(digest, info.digest, sizeof(digest)) == 0);
     CHECK_EQ(fixture_stats(&f).uploads, 0);
@@ -451,6 +452,48 @@ static void test_uploads_resume_by_id(void)
     relayd_upload_abort(upload);
     fixture_advance(&f, 5000);
     CHECK_EQ(relayd_store_sweep(f.store), 1);
+    teardown();
+}
+
+/* The older stream may be dead without anybody knowing: the newer one goes on. */
+static void test_uploads_are_taken_over(void)
+{
+    static const uint8_t id[RELAYD_UPLOAD_ID_BYTES] = "0123456789abcde";
+    struct relayd_upload_desc desc;
+    struct relayd_upload *older = NULL, *newer = NULL;
+    struct relay_error err;
+    uint32_t held[2], layers;
+    setup(2);
+    CHECK_STILL();
+    desc = fixture_desc("t", &spec.model, "sys", 12);
+    desc.upload_id = id;
+    CHECK_OK(relayd_upload_begin(f.store, &desc, &older, &info, &err), err);
+    CHECK_OK(fixture_send(older, 1, 0, 0, 12, 4, &err), err);
+    CHECK_OK(relayd_upload_begin(f.store, &desc, &newer, &info, &err), err);
+    CHECK_EQ(fixture_stats(&f).uploads, 1);
+    CHECK_CODE(fixture_send(older, 1, 1, 0, 12, 4, &err), RELAY_ABORTED);
+    CHECK_CODE(relayd_upload_held(older, held, &layers, &err), RELAY_ABORTED);
+    CHECK_OK(relayd_upload_held(newer, held, &layers, &err), err);
+    CHECK_EQ(held[0], 12);
+    CHECK_EQ(held[1], 0);
+    CHECK_CODE(relayd_upload_commit(older, &info, &err), RELAY_ABORTED);
+    CHECK_OK(fixture_send(newer, 1, 1, 0, 12, 4, &err), err);
+    CHECK_OK(relayd_upload_commit(newer, &info, &err), err);
+    unregister("sys");
+    CHECK_STILL();
+    /* A stream that sends nothing holds its budget for upload_expiry_ms only, named or not. */
+    CHECK_OK(relayd_upload_begin(f.store, &desc, &older, &info, &err), err);
+    desc.upload_id = NULL;
+    desc.prompt_id = "other";
+    CHECK_OK(relayd_upload_begin(f.store, &desc, &newer, &info, &err), err);
+    fixture_advance(&f, 4999);
+    CHECK_EQ(relayd_store_sweep(f.store), 0);
+    fixture_advance(&f, 1);
+    CHECK_EQ(relayd_store_sweep(f.store), 2);
+    CHECK_EQ(fixture_stats(&f).uploads, 0);
+    CHECK_CODE(fixture_send(newer, 1, 0, 0, 12, 4, &err), RELAY_ABORTED);
+    relayd_upload_abort(older);
+    relayd_upload_abort(newer);
     teardown();
 }
 
@@ -655,6 +698,7 @@ int main(void)
     CHECK_RUN(test_uploads_first_needed_token);
     CHECK_RUN(test_uploads_shared_kv_needs_what_any_reader_sees);
     CHECK_RUN(test_uploads_resume_by_id);
+    CHECK_RUN(test_uploads_are_taken_over);
     CHECK_RUN(test_uploads_partial_dies_with_the_store);
     CHECK_RUN(test_uploads_keep);
     CHECK_RUN(test_uploads_same_or_fail_by_digest);
