@@ -6,6 +6,7 @@
 #ifndef RELAYD_BATCH_CALL_H
 #define RELAYD_BATCH_CALL_H
 
+#include "service/batch/blocks.h"
 #include "service/store/requests.h"
 
 #include <stdatomic.h>
@@ -104,14 +105,13 @@ static inline bool relayd_call_same_launch(const struct relayd_call *a, const st
 /* ---- slots: the memory of a session's calls ---- */
 
 struct relayd_slots_options {
-    struct relay_backend *backend;
-    uint32_t calls_max;   /* 1..64 */
-    uint32_t entries_max; /* requests in one call */
-    size_t tensor_bytes;  /* q + k + v + out + lse of the largest call, 64-byte aligned parts */
+    struct relayd_blocks *blocks; /* referenced as long as the slots are there */
+    uint32_t calls_max;           /* 1..64 */
+    uint32_t entries_max;         /* requests in one call */
+    size_t tensor_bytes; /* q + k + v + out + lse of the largest call, 64-byte aligned parts */
 };
 
-/* Memory comes on first use of each slot. The creator holds one reference, each taken call another.
- */
+/* The creator holds one reference, each taken call another. */
 RELAY_MUST_CHECK enum relay_code relayd_slots_create(const struct relayd_slots_options *options,
                                                      struct relayd_slots **out,
                                                      struct relay_error *err);
@@ -123,8 +123,8 @@ RELAY_MUST_CHECK enum relay_code relayd_slots_take(struct relayd_slots *slots,
                                                    struct relay_error *err);
 /* Any thread; lock-free. */
 void relayd_slots_give(struct relayd_call *call);
-/* Places q, k, v, out and lse in the slot's tensor memory. Byte counts may be 0 (pointer is NULL).
- * INVALID_ARGUMENT when they do not fit. */
+/* Memory for q, k, v, out and lse until the call is given; contents unknown. Byte counts may be 0
+ * (pointer is NULL). INVALID_ARGUMENT when they exceed tensor_bytes, RESOURCE_EXHAUSTED. */
 struct relayd_slot_bytes {
     size_t q, k, v, out, lse;
 };

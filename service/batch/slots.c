@@ -1,8 +1,9 @@
 /* Slots: a session's calls in flight and the memory of their tensors.
  *
  * A bit per slot says which are free: taking clears a bit, giving sets it, both with one atomic, so
- * that any thread may do either and there is no list to corrupt. Memory comes when a slot is first
- * taken and stays: by then its owner is the taker alone. */
+ * that any thread may do either and there is no list to corrupt. Entries come when a slot is first
+ * taken and stay; the tensors' memory is the call's alone, and comes from what all sessions share.
+ */
 #include "service/batch/call.h"
 
 #include <stdlib.h>
@@ -13,7 +14,8 @@
 struct slot {
     struct relayd_call call; /* first, so that a call is its slot */
     struct relayd_call_entry *entries;
-    unsigned char *tensors;
+    void *tensors; /* NULL until placed */
+    size_t tensor_bytes;
 };
 
 struct relayd_slots {
@@ -36,6 +38,7 @@ enum relay_code relayd_slots_create(const struct relayd_slots_options *options,
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for call slots");
     }
     slots->opt = *options;
+    relayd_blocks_ref(slots->opt.blocks);
     atomic_init(&slots->refs, 1);
     atomic_init(&slots->free_mask,
                 options->calls_max == 64 ? UINT64_MAX : ((uint64_t)1 << options->calls_max) - 1);
@@ -50,25 +53,9 @@ void relayd_slots_release(struct relayd_slots *slots)
     }
     for (uint32_t i = 0; i < slots->opt.calls_max; i++) {
         free(slots->slots[i].entries);
-        relay_backend_io_free(slots->opt.backend, slots->slots[i].tensors);
     }
+    relayd_blocks_release(slots->opt.blocks);
     free(slots);
-}
-
-static enum relay_code slot_memory(struct relayd_slots *slots, struct slot *slot,
-                                   struct relay_error *err)
-{
-    if (slot->entries == NULL) {
-        slot->entries = calloc(slots->opt.entries_max, sizeof(*slot->entries));
-    }
-    if (slot->tensors == NULL) {
-        slot->tensors = relay_backend_io_alloc(slots->opt.backend, slots->opt.tensor_bytes);
-    }
-    if (slot->entries == NULL || slot->tensors == NULL) {
-        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a call of %zu bytes",
-                          slots->opt.tensor_bytes);
-    }
-    return RELAY_OK;
 }
 
 enum relay_code relayd_slots_take(struct relayd_slots *slots, struct relayd_call **out,
@@ -85,10 +72,14 @@ enum relay_code relayd_slots_take(struct relayd_slots *slots, struct relayd_call
     } while (!atomic_compare_exchange_weak_explicit(&slots->free_mask, &mask, mask & ~bit,
                                                     memory_order_acquire, memory_order_relaxed));
     struct slot *slot = &slots->slots[__builtin_ctzll(bit)];
-    enum relay_code code = slot_memory(slots, slot, err);
-    if (code != RELAY_OK) {
+    if (slot->entries == NULL) {
+        /* Not zeroed: of the largest call's worth, most is never touched. */
+        slot->entries = reallocarray(NULL, slots->opt.entries_max, sizeof(*slot->entries));
+    }
+    if (slot->entries == NULL) {
         atomic_fetch_or_explicit(&slots->free_mask, bit, memory_order_release);
-        return code;
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a call of %u entries",
+                          slots->opt.entries_max);
     }
     atomic_fetch_add_explicit(&slots->refs, 1, memory_order_relaxed);
     struct relayd_call *call = &slot->call;
@@ -100,48 +91,64 @@ enum relay_code relayd_slots_take(struct relayd_slots *slots, struct relayd_call
     return RELAY_OK;
 }
 
+static void give_tensors(struct relayd_slots *slots, struct slot *slot)
+{
+    relayd_blocks_give(slots->opt.blocks, slot->tensors, slot->tensor_bytes);
+    slot->tensors = NULL;
+}
+
 void relayd_slots_give(struct relayd_call *call)
 {
     if (call == NULL) {
         return;
     }
     struct relayd_slots *slots = call->slots;
-    size_t index = (size_t)((struct slot *)call - slots->slots);
+    struct slot *slot = (struct slot *)call;
+    size_t index = (size_t)(slot - slots->slots);
+    give_tensors(slots, slot);
     atomic_fetch_or_explicit(&slots->free_mask, (uint64_t)1 << index, memory_order_release);
     relayd_slots_release(slots);
 }
 
-/* The next part of the tensor memory, or NULL for no bytes. */
-static void *part(unsigned char *base, size_t *used, size_t bytes)
+static size_t padded(size_t bytes)
 {
-    if (bytes == 0) {
-        return NULL;
-    }
-    void *p = base + *used;
-    *used += (bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+    return (bytes + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
+}
+
+/* The next part of the tensor memory, or NULL for no bytes. */
+static void *part(unsigned char **at, size_t bytes)
+{
+    void *p = bytes == 0 ? NULL : *at;
+    *at += padded(bytes);
     return p;
 }
 
 enum relay_code relayd_slots_place(struct relayd_call *call, const struct relayd_slot_bytes *bytes,
                                    struct relay_error *err)
 {
-    const struct relayd_slots *slots = call->slots;
-    unsigned char *base = ((struct slot *)call)->tensors;
+    struct relayd_slots *slots = call->slots;
+    struct slot *slot = (struct slot *)call;
     const size_t sizes[] = {bytes->q, bytes->k, bytes->v, bytes->out, bytes->lse};
-    size_t left = slots->opt.tensor_bytes;
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
-        if (sizes[i] > left || (sizes[i] + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN > left) {
-            return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
-                              "the call's tensors exceed the session's %zu bytes",
-                              slots->opt.tensor_bytes);
-        }
-        left -= (sizes[i] + SLOT_ALIGN - 1) / SLOT_ALIGN * SLOT_ALIGN;
-    }
+    const size_t most = slots->opt.tensor_bytes;
     size_t used = 0;
-    call->io.q = part(base, &used, bytes->q);
-    call->io.k = part(base, &used, bytes->k);
-    call->io.v = part(base, &used, bytes->v);
-    call->io.out = part(base, &used, bytes->out);
-    call->io.lse = part(base, &used, bytes->lse);
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        if (sizes[i] > most || padded(sizes[i]) > most - used) {
+            return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT,
+                              "the call's tensors exceed the session's %zu bytes", most);
+        }
+        used += padded(sizes[i]);
+    }
+    give_tensors(slots, slot);
+    slot->tensors = relayd_blocks_take(slots->opt.blocks, used);
+    slot->tensor_bytes = used;
+    if (slot->tensors == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a call of %zu bytes", used);
+    }
+    unsigned char *at = slot->tensors;
+    call->io.q = part(&at, bytes->q);
+    call->io.k = part(&at, bytes->k);
+    call->io.v = part(&at, bytes->v);
+    call->io.out = part(&at, bytes->out);
+    call->io.lse = part(&at, bytes->lse);
     return RELAY_OK;
 }

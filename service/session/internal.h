@@ -24,6 +24,7 @@ struct session_request {
 
 struct relayd_sessions {
     struct relayd_sessions_options opt;
+    struct relayd_blocks *blocks; /* memory of all sessions' calls */
     _Atomic uint64_t
         next_handle;       /* unique over sessions: a mixed-up handle is NOT_FOUND, not wrong */
     pthread_mutex_t mutex; /* guards table */

@@ -29,6 +29,11 @@ enum relay_code relayd_sessions_create(const struct relayd_sessions_options *opt
     if (sessions == NULL) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for sessions");
     }
+    enum relay_code code = relayd_blocks_create(options->backend, &sessions->blocks, err);
+    if (code != RELAY_OK) {
+        free(sessions);
+        return code;
+    }
     sessions->opt = *options;
     atomic_init(&sessions->next_handle, 1);
     pthread_mutex_init(&sessions->mutex, NULL);
@@ -100,6 +105,7 @@ void relayd_sessions_destroy(struct relayd_sessions *sessions)
         end(session);
     }
     pthread_mutex_destroy(&sessions->mutex);
+    relayd_blocks_release(sessions->blocks);
     free(sessions);
 }
 
@@ -194,7 +200,8 @@ static enum relay_code fill(struct relayd_sessions *sessions,
     session->response_bytes_max =
         pick(desc->response_bytes_max, opt->response_bytes_max, opt->response_bytes_limit);
     session->tenant = strdup(desc->tenant);
-    session->lends = calloc(session->rows_max, sizeof(*session->lends));
+    /* Not zeroed: of the largest call's worth, most is never touched. */
+    session->lends = reallocarray(NULL, session->rows_max, sizeof(*session->lends));
     if (session->tenant == NULL || session->lends == NULL ||
         RAND_bytes(session->token, sizeof(session->token)) != 1) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a session");
@@ -209,7 +216,7 @@ static enum relay_code fill(struct relayd_sessions *sessions,
         return code;
     }
     struct relayd_slots_options slots = {
-        .backend = opt->backend,
+        .blocks = sessions->blocks,
         .calls_max = opt->calls_in_flight_max,
         .entries_max = session->rows_max,
         .tensor_bytes = call_bytes_max(relayd_model_spec(session->model), session->io_dtype,

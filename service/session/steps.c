@@ -103,8 +103,9 @@ static enum relay_code take_step(struct relayd_stream *stream, struct relayd_ste
         uint32_t rows_max = stream->session->rows_max;
         step = calloc(1, sizeof(*step));
         if (step != NULL) {
-            step->entries = calloc(rows_max, sizeof(*step->entries));
-            step->handles = calloc(rows_max, sizeof(*step->handles));
+            /* Not zeroed: of the largest step's worth, most is never touched. */
+            step->entries = reallocarray(NULL, rows_max, sizeof(*step->entries));
+            step->handles = reallocarray(NULL, rows_max, sizeof(*step->handles));
         }
         if (step == NULL || step->entries == NULL || step->handles == NULL) {
             if (step != NULL) {

@@ -5,12 +5,13 @@
 #include <pthread.h>
 
 static struct relay_backend *backend;
+static struct relayd_blocks *blocks;
 static struct relay_error err;
 
 static struct relayd_slots *make(uint32_t calls)
 {
     struct relayd_slots_options opt = {
-        .backend = backend, .calls_max = calls, .entries_max = 4, .tensor_bytes = 1024};
+        .blocks = blocks, .calls_max = calls, .entries_max = 4, .tensor_bytes = 1024};
     struct relayd_slots *slots = NULL;
     return relayd_slots_create(&opt, &slots, &err) == RELAY_OK ? slots : NULL;
 }
@@ -97,13 +98,15 @@ static void test_slots_from_many_threads(void)
 
 int main(void)
 {
-    if (relay_backend_open("ref", NULL, &backend, &err) != RELAY_OK) {
+    if (relay_backend_open("ref", NULL, &backend, &err) != RELAY_OK ||
+        relayd_blocks_create(backend, &blocks, &err) != RELAY_OK) {
         return 1;
     }
     CHECK_RUN(test_slots_exhaust_and_return);
     CHECK_RUN(test_slots_place_apart);
     CHECK_RUN(test_slots_bad_options);
     CHECK_RUN(test_slots_from_many_threads);
+    relayd_blocks_release(blocks);
     relay_backend_close(backend);
     return check_done();
 }
