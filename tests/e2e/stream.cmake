@@ -6,6 +6,8 @@ target_link_libraries(relay_stream_kit
 
 relay_test(NAME e2e.stream SOURCES stream_test.c
   LIBS relay_stream_kit LABELS e2e TIMEOUT 300)
+relay_test(NAME e2e.stream_four SOURCES stream_four_test.c
+  LIBS relay_stream_kit LABELS e2e TIMEOUT 300)
 relay_test(NAME e2e.stream_breaks SOURCES stream_breaks_test.c
   LIBS relay_stream_kit LABELS e2e TIMEOUT 300)
 if(RELAY_SANITIZE)
