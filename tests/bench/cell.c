@@ -92,11 +92,28 @@ static uint32_t pages_of(const struct cell *cell, uint32_t tokens)
     return (tokens + cell->page_tokens - 1) / cell->page_tokens;
 }
 
-/* Layers until K/V is four times the last-level cache. */
+/* Of the first CPU: sysconf may count caches that a virtual machine does not have. */
+size_t bench_llc_bytes(void)
+{
+    unsigned long kib = 0;
+    FILE *f = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r");
+    if (f != NULL) {
+        if (fscanf(f, "%luK", &kib) != 1) {
+            kib = 0;
+        }
+        fclose(f);
+    }
+    if (kib == 0) {
+        long llc = sysconf(_SC_LEVEL3_CACHE_SIZE);
+        return llc > 0 ? (size_t)llc : (size_t)32 << 20;
+    }
+    return (size_t)kib << 10;
+}
+
+/* Layers until K/V is more than four times the last-level cache. */
 static uint32_t layers_of(const struct cell *cell)
 {
-    long llc = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    size_t want = 4 * (llc > 0 ? (size_t)llc : (size_t)32 << 20);
+    size_t want = 4 * bench_llc_bytes();
     size_t layers = cell->config.layers != 0 ? cell->config.layers : want / cell->layer_bytes + 1;
     if (layers * cell->layer_bytes > KV_MAX) {
         layers = KV_MAX / cell->layer_bytes;
@@ -297,19 +314,24 @@ bool cell_same(struct cell *cell)
     return memcmp(cell->out[CELL_RELAY], cell->out[CELL_PLAIN], cell->out_bytes) == 0;
 }
 
-void cell_time(struct cell *cell, uint32_t steps_min, double ms, double us[CELL_MODES])
+void cell_time(struct cell *cell, uint32_t steps_min, double ms)
 {
-    static double all[CELL_MODES][CELL_STEPS_MAX];
     double until = bench_now_us() + ms * 1e3;
-    uint32_t n = 0;
-    for (; n < CELL_STEPS_MAX && (n < steps_min || bench_now_us() < until); n++) {
+    for (uint32_t n = 0; cell->steps < CELL_STEPS_MAX && (n < steps_min || bench_now_us() < until);
+         n++) {
         for (uint32_t i = 0; i < CELL_MODES; i++) {
             uint32_t mode = (n + i) % CELL_MODES;
-            all[mode][n] = cell_run(cell, (enum cell_mode)mode);
+            cell->us[mode][cell->steps] = cell_run(cell, (enum cell_mode)mode);
         }
+        cell->steps++;
     }
-    us[CELL_RELAY] = bench_median(all[CELL_RELAY], n);
-    us[CELL_PLAIN] = bench_median(all[CELL_PLAIN], n);
+}
+
+void cell_medians(struct cell *cell, double us[CELL_MODES])
+{
+    for (int mode = 0; mode < CELL_MODES; mode++) {
+        us[mode] = bench_median(cell->us[mode], cell->steps);
+    }
 }
 
 /* ---- files -------------------------------------------------------------------------------------

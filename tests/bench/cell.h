@@ -41,6 +41,8 @@ struct cell {
     void *workspace;
     size_t workspace_bytes;
     double plan_us; /* to build the relay's plan */
+    double us[CELL_MODES][CELL_STEPS_MAX];
+    uint32_t steps; /* walks timed */
 };
 
 void cell_init(struct cell *cell, struct relay_backend *backend, const struct cell_config *config);
@@ -49,8 +51,11 @@ void cell_fini(struct cell *cell);
 double cell_run(struct cell *cell, enum cell_mode mode);
 /* Runs both modes once and compares their bits. */
 bool cell_same(struct cell *cell);
-/* Medians of both modes by turns, at least steps_min walks and until ms have passed. */
-void cell_time(struct cell *cell, uint32_t steps_min, double ms, double us[CELL_MODES]);
+/* Walks both modes by turns, at least steps_min times and until ms have passed. May be called again
+ * for more of them. */
+void cell_time(struct cell *cell, uint32_t steps_min, double ms);
+/* Medians of all walks. */
+void cell_medians(struct cell *cell, double us[CELL_MODES]);
 /* Writes q, the prompt's and the contexts' K/V and the relay's output, as they are in memory of a
  * model without pages: q.bin [B,Hq,d], k.bin and v.bin [S,Hkv,d], ck.bin and cv.bin [B,C,Hkv,d],
  * out.bin [B,Hq,d]. */
@@ -61,5 +66,6 @@ double bench_now_us(void);
 double bench_median(double *values, uint32_t n);
 void bench_die(const char *what, const struct relay_error *err);
 const char *bench_cpu_name(void);
+size_t bench_llc_bytes(void);
 
 #endif

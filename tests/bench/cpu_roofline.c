@@ -3,6 +3,13 @@
  *
  *     cpu_roofline [--heads 32/8] [--head-dim 128] [--batch N,..] [--prompt N,..] [--context N,..]
  *                  [--ms 300] [--isa NAME] [--threads N] [--rest-ms N] [--dump FOLDER]
+ *     cpu_roofline --serve [--isa NAME] [--threads N]
+ *
+ * --serve takes orders from standard input, a line each, so that something else can be measured by
+ * turns with the cells (cpu_grid.py); each is answered by one JSON line:
+ *     cell Q_HEADS KV_HEADS HEAD_DIM BATCH PROMPT CONTEXT [FOLDER]   make it; dump it to FOLDER
+ *     time MS                                                       walk it so long
+ *     end                                                           medians; forget it
  *
  * Without --heads the grid is heads 32/32, 32/8, 8/1 with head dim 128 and 4/1 with 256. A cell's
  * limit is bytes / (0.85 bandwidth) + max(flops / (0.65 peak), exps / rate) + 10 us, its share
@@ -38,12 +45,15 @@ struct config {
     uint32_t head_dim, ms, threads, rest_ms;
     const char *isa;
     const char *dump;
+    bool serve;
 };
 
 struct machine {
-    double read_1, read_all; /* bytes/s */
-    double peak;             /* flops/s of the best unit, all threads */
-    double exps;             /* 1/s, all threads */
+    uint32_t threads;
+    double read; /* bytes/s, all threads: the mean of what was measured beside the cell */
+    uint32_t reads;
+    double peak; /* flops/s of the best unit, all threads */
+    double exps; /* 1/s, all threads */
 };
 
 /* ---- the machine -------------------------------------------------------------------------------
@@ -64,10 +74,12 @@ static bool is_available(const char *isa)
 
 static struct machine measure(const struct relay_backend_info *info)
 {
-    struct machine m = {.read_1 = roofline_read(1), .read_all = roofline_read(info->threads)};
+    struct machine m = {.threads = info->threads};
+    const double read_1 = roofline_read(1);
+    const double read_all = roofline_read(m.threads);
     printf("{\"name\": \"machine\", \"cpu\": \"%s\", \"threads\": %u, \"isa\": \"%s\", "
            "\"read_1_gbs\": %.1f, \"read_gbs\": %.1f",
-           bench_cpu_name(), info->threads, info->isa, m.read_1 * 1e-9, m.read_all * 1e-9);
+           bench_cpu_name(), info->threads, info->isa, read_1 * 1e-9, read_all * 1e-9);
     for (uint32_t i = 0; units[i] != NULL; i++) {
         if (!is_available(units[i]->isa)) {
             continue;
@@ -86,6 +98,14 @@ static struct machine measure(const struct relay_backend_info *info)
     return m;
 }
 
+/* Bandwidth is shared with other machines on the same host, so it is measured again beside a cell.
+ */
+static void measure_read(struct machine *m)
+{
+    m->read = (m->read * m->reads + roofline_read(m->threads)) / (m->reads + 1);
+    m->reads++;
+}
+
 /* ---- cells -------------------------------------------------------------------------------------
  */
 
@@ -100,7 +120,7 @@ static void print_cell(const struct machine *m, const struct cell *cell,
         elem * c->head_dim * (2.0 * kv_tokens * c->kv_heads + 2.0 * (double)c->batch * c->q_heads);
     const double exps = keys * c->q_heads * c->batch;
     const double flops = 4.0 * c->head_dim * exps;
-    const double memory_us = bytes / m->read_all * 1e6;
+    const double memory_us = bytes / m->read * 1e6;
     const double compute_us = m->peak > 0 ? flops / m->peak * 1e6 : 0;
     const double exps_us = m->exps > 0 ? exps / m->exps * 1e6 : 0;
     const double work_us = compute_us / 0.65 > exps_us ? compute_us / 0.65 : exps_us;
@@ -108,22 +128,27 @@ static void print_cell(const struct machine *m, const struct cell *cell,
     const double limit_us = memory_us / 0.85 + work_us + 10.0;
     printf("{\"name\": \"cell\", \"heads\": \"%u/%u\", \"head_dim\": %u, \"batch\": %u, "
            "\"prompt\": %u, \"context\": %u, \"us\": %.1f, \"plain_us\": %.1f, \"bound\": \"%s\", "
-           "\"share\": %.3f, \"floor_us\": %.1f, \"limit_us\": %.1f, \"plan_us\": %.1f, "
+           "\"share\": %.3f, \"floor_us\": %.1f, \"limit_us\": %.1f, \"read_gbs\": %.1f, "
+           "\"plan_us\": %.1f, "
            "\"same_bits\": %s}\n",
            c->q_heads, c->kv_heads, c->head_dim, c->batch, c->prompt, c->context, us[CELL_RELAY],
            us[CELL_PLAIN], memory_us > compute_us ? "memory" : "compute", floor_us / us[CELL_RELAY],
-           floor_us, limit_us, cell->plan_us, same ? "true" : "false");
+           floor_us, limit_us, m->read * 1e-9, cell->plan_us, same ? "true" : "false");
     fflush(stdout);
 }
 
-static bool run_cell(const struct config *config, const struct machine *m,
-                     struct relay_backend *backend, const struct cell_config *c)
+static bool run_cell(const struct config *config, struct machine *m, struct relay_backend *backend,
+                     const struct cell_config *c)
 {
-    struct cell cell;
+    static struct cell cell;
     double us[CELL_MODES];
     cell_init(&cell, backend, c);
     bool same = cell_same(&cell);
-    cell_time(&cell, 3, config->ms, us);
+    m->reads = 0;
+    measure_read(m);
+    cell_time(&cell, 3, config->ms);
+    measure_read(m);
+    cell_medians(&cell, us);
     print_cell(m, &cell, us, same);
     if (config->dump != NULL) {
         cell_dump(&cell, config->dump);
@@ -133,8 +158,7 @@ static bool run_cell(const struct config *config, const struct machine *m,
     return same;
 }
 
-static bool run_grid(const struct config *config, const struct machine *m,
-                     struct relay_backend *backend)
+static bool run_grid(const struct config *config, struct machine *m, struct relay_backend *backend)
 {
     bool same = true;
     for (uint32_t h = 0; h < config->num_heads; h++) {
@@ -152,6 +176,59 @@ static bool run_grid(const struct config *config, const struct machine *m,
                 }
             }
         }
+    }
+    return same;
+}
+
+/* ---- orders from elsewhere ---------------------------------------------------------------------
+ */
+
+static bool order_cell(struct relay_backend *backend, const char *line, struct cell *cell)
+{
+    struct cell_config c = {.dtype = RELAY_DTYPE_BF16};
+    char folder[256] = "";
+    int n = sscanf(line, "cell %u %u %u %u %u %u %255s", &c.q_heads, &c.kv_heads, &c.head_dim,
+                   &c.batch, &c.prompt, &c.context, folder);
+    if (n < 6) {
+        return false;
+    }
+    cell_init(cell, backend, &c);
+    if (folder[0] != '\0') {
+        cell_dump(cell, folder);
+    }
+    printf("{\"name\": \"ready\", \"layers\": %u}\n", cell->layers);
+    return true;
+}
+
+/* True when all cells had the same bits in both modes. */
+static bool serve(struct machine *m, struct relay_backend *backend)
+{
+    char line[512];
+    static struct cell cell;
+    bool made = false;
+    bool same = true;
+    unsigned ms;
+    while (fgets(line, sizeof(line), stdin) != NULL) {
+        if (!made && order_cell(backend, line, &cell)) {
+            made = true;
+            m->reads = 0;
+        } else if (made && sscanf(line, "time %u", &ms) == 1) {
+            measure_read(m);
+            cell_time(&cell, 1, ms);
+            printf("{\"name\": \"walks\", \"count\": %u}\n", cell.steps);
+        } else if (made && strncmp(line, "end", 3) == 0) {
+            double us[CELL_MODES];
+            bool equal = cell_same(&cell);
+            cell_medians(&cell, us);
+            print_cell(m, &cell, us, equal);
+            cell_fini(&cell);
+            made = false;
+            same = same && equal;
+        } else {
+            fprintf(stderr, "cpu_roofline: what is \"%.*s\"?\n", (int)strcspn(line, "\n"), line);
+            exit(2);
+        }
+        fflush(stdout);
     }
     return same;
 }
@@ -185,7 +262,7 @@ static const struct option long_options[] = {
     {"heads", 1, NULL, 'h'},   {"head-dim", 1, NULL, 'd'}, {"batch", 1, NULL, 'b'},
     {"prompt", 1, NULL, 'p'},  {"context", 1, NULL, 'c'},  {"ms", 1, NULL, 'm'},
     {"threads", 1, NULL, 'j'}, {"isa", 1, NULL, 'i'},      {"rest-ms", 1, NULL, 'r'},
-    {"dump", 1, NULL, 'o'},    {NULL, 0, NULL, 0},
+    {"dump", 1, NULL, 'o'},    {"serve", 0, NULL, 's'},    {NULL, 0, NULL, 0},
 };
 
 static void parse(int argc, char **argv, struct config *c)
@@ -227,6 +304,9 @@ static void parse(int argc, char **argv, struct config *c)
         case 'o':
             c->dump = optarg;
             break;
+        case 's':
+            c->serve = true;
+            break;
         default:
             exit(2);
         }
@@ -257,7 +337,7 @@ int main(int argc, char **argv)
         bench_die("cpu", &err);
     }
     struct machine m = measure(relay_backend_info(backend));
-    bool same = run_grid(&config, &m, backend);
+    bool same = config.serve ? serve(&m, backend) : run_grid(&config, &m, backend);
     relay_backend_close(backend);
     if (!same) {
         fprintf(stderr, "cpu_roofline: relay and plain differ\n");

@@ -5,7 +5,6 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #define THREADS_MAX 256u
 #define RUNS        7
@@ -106,22 +105,29 @@ double roofline_rate(roofline_work_fn work, uint32_t threads)
     return race_rate(&race, threads);
 }
 
+/* More than any cache holds, and a bit to read ahead; kept until the program ends. */
+static const unsigned char *read_from(size_t *bytes)
+{
+    static unsigned char *at;
+    const size_t huge = (size_t)2 << 20;
+    *bytes = (4 * bench_llc_bytes() + huge) / huge * huge;
+    if (at == NULL) {
+        unsigned char *map = mmap(NULL, *bytes + 2 * huge, PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map == MAP_FAILED) {
+            bench_die("memory", NULL);
+        }
+        at = map + huge - (uintptr_t)map % huge;
+        (void)madvise(at, *bytes, MADV_HUGEPAGE);
+        memset(at, 1, *bytes + huge / 2);
+    }
+    return at;
+}
+
 double roofline_read(uint32_t threads)
 {
-    long llc = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    size_t huge = (size_t)2 << 20;
-    size_t bytes = 4 * (llc > 0 ? (size_t)llc : (size_t)32 << 20);
-    bytes = (bytes + threads * huge) / (threads * huge) * threads * huge;
-    unsigned char *map =
-        mmap(NULL, bytes + 2 * huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) {
-        bench_die("memory", NULL);
-    }
-    unsigned char *at = map + huge - (uintptr_t)map % huge;
-    (void)madvise(at, bytes, MADV_HUGEPAGE);
-    memset(at, 1, bytes + huge / 2); /* and what is read ahead */
-    struct race race = {.memory = at, .bytes = bytes / threads};
-    double rate = race_rate(&race, threads);
-    (void)munmap(map, bytes + 2 * huge);
-    return rate;
+    size_t bytes;
+    struct race race = {.memory = read_from(&bytes)};
+    race.bytes = bytes / threads / 4096 * 4096;
+    return race_rate(&race, threads);
 }

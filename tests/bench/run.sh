@@ -3,21 +3,28 @@
 #
 # Usage: tests/bench/run.sh rpc [--json]       what RPCs cost, against a bare gRPC echo
 #        tests/bench/run.sh kernels [OPTIONS]  kernels_bench, which explains its options
+#        tests/bench/run.sh cpu [--peers] [--json] [OPTIONS]
+#                                              the cpu backend on a grid of cells against its machine,
+#                                              with --peers PyTorch by turns with it, in 15 minutes;
+#                                              cpu_grid.py explains the OPTIONS (a part of the grid, a
+#                                              file to go on from)
 #   --json            one JSON object a line, as the benches print them
 #   RELAY_BUILD_DIR   build folder (build/release); its relayd, relayctl and benches must be built
+#   RELAY_BENCH_PYTHON  a Python with torch, for --peers; without it the environment that
+#                     tests/engine/run.sh made in some build folder
 #   RELAY_BENCH_NICE  a command in front of all, e.g. "chrt -f 10" on a machine with other work
 #
 # rpc is: unary and stream calls of 384 KiB in and 256 KiB out, by turns with a bare C core echo of
 # the same bytes, over a unix socket and TCP, and once more with an echo that keeps its heap as
 # relayd does; admission of a step of 256 requests and its plan; two sessions on one prompt of 8192
-# tokens, shared against plain.
+# tokens, shared against plain. cpu ends with a table, and a plot in BUILD/cpu.svg.
 set -eu
 cd "$(dirname "$0")/../.."
 build=${RELAY_BUILD_DIR:-build/release}
 read -r -a nice <<<"${RELAY_BENCH_NICE:-env}"
 
 usage() {
-  sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
   exit 64
 }
 
@@ -44,11 +51,52 @@ shared_prompt() {
     --layers 4 --sessions 2 --steps 20 --align-us 200000 --json
 }
 
+# A Python that has torch.
+peer_python() {
+  local venv
+  for venv in build/*/engine-venv-*; do
+    if [ -e "$venv/ready" ]; then
+      echo "$venv/bin/python"
+      return
+    fi
+  done
+  echo "run.sh: no torch; tests/engine/run.sh $build makes an environment" >&2
+  return 1
+}
+
+cpu() {
+  local json=no python=python3 peers="" lines
+  while [ $# -gt 0 ]; do
+    case $1 in
+    --json) json=yes ;;
+    --peers) peers=--peers ;;
+    *) break ;;
+    esac
+    shift
+  done
+  if [ -n "$peers" ]; then
+    python=${RELAY_BENCH_PYTHON:-$(peer_python)} || exit 1
+  fi
+  set -- "${nice[@]}" "$python" tests/bench/cpu_grid.py --build "$build" ${peers:+"$peers"} "$@"
+  if [ "$json" = yes ]; then
+    exec "$@"
+  fi
+  lines=$(mktemp)
+  # shellcheck disable=SC2064 # the name as it is now
+  trap "rm -f '$lines'" EXIT
+  "$@" | tee "$lines" >&2
+  python3 tests/bench/cpu_table.py "$lines" --plot "$build/cpu.svg"
+}
+
 [ $# -ge 1 ] || usage
 what=$1
 shift
 case $what in
 kernels) exec "${nice[@]}" "$build/tests/bench/kernels_bench" "$@" ;;
+cpu)
+  cpu "$@"
+  exit
+  ;;
 rpc) ;;
 *) usage ;;
 esac
