@@ -32,7 +32,7 @@ static enum relay_code walk_step(struct engine *e)
     struct relay_step_options options = RELAY_STEP_OPTIONS_INIT;
     struct relay_step *step = NULL;
     uint64_t tickets[KIT_LAYERS];
-    options.align_us = 2000;
+    options.align_us = 10000;
     enum relay_code code =
         relay_step_begin(e->session, e->batch.entries, e->batch.n, &options, &step, &e->err);
     for (uint32_t l = 0; l < KIT_LAYERS && code == RELAY_OK; l++) {
