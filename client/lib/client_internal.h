@@ -130,6 +130,7 @@ struct relay_session {
     _Atomic uint64_t step_id;   /* last one given out */
     _Atomic uint64_t used_us;   /* when the server last heard of it */
     struct relay_session *next; /* keepalive's list, under its mutex */
+    uint64_t look_us;           /* when its link is to be looked at, likewise */
 };
 
 /* The server has heard of it just now. */

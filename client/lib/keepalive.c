@@ -1,6 +1,6 @@
 /* The thread that keeps leases of idle sessions, one a client, started when the first session wants
- * it; and that looks at idle links now and then, for a server that goes away. The mutex guards the
- * list and is held while a session is told about: removal waits for that. */
+ * it; and that looks at idle links now and then, for a server that goes away. Messages are sent
+ * without the mutex, for one session at a time: only that one's removal waits for them. */
 #include "link.h"
 
 #include <relay/v1/relay.pb-c.h>
@@ -9,15 +9,19 @@
 
 /* How often an idle link is looked at. */
 #define LINK_PERIOD_US 1000000u
+/* How long it sleeps when nobody is there. */
+#define IDLE_US (3600u * (uint64_t)1000000u)
 
 struct relay_keepalive {
     struct relay_client *client;
     pthread_mutex_t mutex; /* guards all below */
     pthread_cond_t wake;
+    pthread_cond_t tended; /* tending has changed */
     pthread_t thread;
     bool started;
     bool stop;
     struct relay_session *sessions;
+    struct relay_session *tending; /* the one the thread is busy with, or NULL */
 };
 
 /* A third of the lease: two messages may be lost. */
@@ -47,27 +51,53 @@ static void renew(struct relay_session *session)
     atomic_store(&session->used_us, relay_now_us());
 }
 
+static uint64_t due_us(const struct relay_session *s)
+{
+    const uint64_t lease_us = atomic_load(&s->used_us) + period_us(s);
+    return s->link != NULL && s->look_us < lease_us ? s->look_us : lease_us;
+}
+
+/* The session that is due first, or NULL when there is none. */
+static struct relay_session *first_due(const struct relay_keepalive *keepalive)
+{
+    struct relay_session *first = keepalive->sessions;
+    for (struct relay_session *s = first; s != NULL; s = s->next) {
+        first = due_us(s) < due_us(first) ? s : first;
+    }
+    return first;
+}
+
+static void tend(struct relay_session *session)
+{
+    if (relay_now_us() >= atomic_load(&session->used_us) + period_us(session)) {
+        renew(session);
+    }
+    if (session->link != NULL) {
+        relay_link_poll(session->link);
+    }
+}
+
 static void *run(void *user)
 {
     struct relay_keepalive *keepalive = user;
     pthread_mutex_lock(&keepalive->mutex);
     while (!keepalive->stop) {
-        uint64_t next_us = relay_now_us() + 3600u * (uint64_t)1000000u;
-        for (struct relay_session *s = keepalive->sessions; s != NULL; s = s->next) {
-            if (relay_now_us() >= atomic_load(&s->used_us) + period_us(s)) {
-                renew(s);
-            }
-            const uint64_t due_us = atomic_load(&s->used_us) + period_us(s);
-            next_us = due_us < next_us ? due_us : next_us;
-            const uint64_t look_us = relay_now_us() + LINK_PERIOD_US;
-            if (s->link != NULL) {
-                relay_link_poll(s->link);
-                next_us = look_us < next_us ? look_us : next_us;
-            }
+        struct relay_session *session = first_due(keepalive);
+        const uint64_t now_us = relay_now_us();
+        const uint64_t next_us = session != NULL ? due_us(session) : now_us + IDLE_US;
+        if (next_us > now_us) {
+            const struct timespec until = {(time_t)(next_us / 1000000u),
+                                           (long)(next_us % 1000000u) * 1000};
+            pthread_cond_timedwait(&keepalive->wake, &keepalive->mutex, &until);
+            continue;
         }
-        const struct timespec until = {(time_t)(next_us / 1000000u),
-                                       (long)(next_us % 1000000u) * 1000};
-        pthread_cond_timedwait(&keepalive->wake, &keepalive->mutex, &until);
+        keepalive->tending = session;
+        pthread_mutex_unlock(&keepalive->mutex);
+        tend(session);
+        pthread_mutex_lock(&keepalive->mutex);
+        session->look_us = relay_now_us() + LINK_PERIOD_US;
+        keepalive->tending = NULL;
+        pthread_cond_broadcast(&keepalive->tended);
     }
     pthread_mutex_unlock(&keepalive->mutex);
     return NULL;
@@ -84,6 +114,7 @@ enum relay_code relay_keepalive_create(struct relay_client *client, struct relay
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&keepalive->wake, &attr);
+    pthread_cond_init(&keepalive->tended, NULL);
     pthread_condattr_destroy(&attr);
     pthread_mutex_init(&keepalive->mutex, NULL);
     keepalive->client = client;
@@ -104,6 +135,7 @@ void relay_keepalive_destroy(struct relay_keepalive *keepalive)
     if (started) {
         pthread_join(keepalive->thread, NULL);
     }
+    pthread_cond_destroy(&keepalive->tended);
     pthread_cond_destroy(&keepalive->wake);
     pthread_mutex_destroy(&keepalive->mutex);
     free(keepalive);
@@ -121,6 +153,7 @@ enum relay_code relay_keepalive_add(struct relay_keepalive *keepalive,
         }
         keepalive->started = true;
     }
+    session->look_us = relay_now_us() + LINK_PERIOD_US;
     session->next = keepalive->sessions;
     keepalive->sessions = session;
     pthread_cond_signal(&keepalive->wake);
@@ -137,6 +170,9 @@ void relay_keepalive_remove(struct relay_keepalive *keepalive, struct relay_sess
             *at = session->next;
             break;
         }
+    }
+    while (keepalive->tending == session) {
+        pthread_cond_wait(&keepalive->tended, &keepalive->mutex);
     }
     pthread_mutex_unlock(&keepalive->mutex);
 }
