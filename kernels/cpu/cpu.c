@@ -34,9 +34,7 @@ static enum relay_code cpu_open(const struct relay_backend_options *options,
     if (options->threads == 0 && threads > RELAY_CPU_THREADS_MAX) {
         threads = RELAY_CPU_THREADS_MAX;
     }
-    const char *isa =
-        options->isa != NULL && options->isa[0] != '\0' ? options->isa : getenv("RELAY_CPU_ISA");
-    enum relay_code code = relay_cpu_isas_find(isa, &cpu->isas, err);
+    enum relay_code code = relay_cpu_isas_find(options->isa, &cpu->isas, err);
     if (code == RELAY_OK) {
         code = relay_cpu_calibrate(&cpu->isas, cpu->detail, sizeof(cpu->detail), err);
     }

@@ -1,5 +1,5 @@
 /* The frame of the conformance suite: every test here is compiled once and run against a backend
- * given by name:  test_conformance_attention cpu [--full] [--threads N]
+ * given by name:  test_conformance_attention cpu [--full] [--threads N] [--isa NAME]
  *
  * A backend that opens with UNAVAILABLE skips with its reason; any other error fails. What a
  * backend is known not to do is in the table below with the reason, so that nothing else can hide
@@ -31,7 +31,8 @@ static const struct exclusion exclusions[] = {
 };
 
 static struct relay_backend *backend;
-static bool full; /* also the shapes that take minutes */
+static const char *isa; /* kernels asked for by name, or NULL */
+static bool full;       /* also the shapes that take minutes */
 
 /* Rows x keys x query heads of one problem at most, unless --full: about a second in ref. */
 #define WORK_MAX ((uint64_t)1 << 22)
@@ -46,6 +47,9 @@ static inline int conformance_open(int argc, char **argv)
         full = full || strcmp(argv[i], "--full") == 0;
         if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) {
             options.threads = (uint32_t)strtoul(argv[i + 1], NULL, 10);
+        }
+        if (strcmp(argv[i], "--isa") == 0 && i + 1 < argc) {
+            isa = options.isa = argv[i + 1];
         }
     }
     code = relay_backend_open(argc > 1 ? argv[1] : "", &options, &backend, &err);

@@ -197,6 +197,7 @@ static void test_invariance_any_thread_count(void)
             struct relay_error err;
             struct problem again;
             options.threads = threads[t];
+            options.isa = isa;
             CHECK_OK(relay_backend_open(name, &options, &other, &err), err);
             CHECK_OK(problem_init(&again, other, &config, &err), err);
             run_plan(&again, NULL);
