@@ -30,6 +30,14 @@ struct tile_config {
     uint8_t rows[16];
 };
 
+/* Tile instructions read memory that the compiler does not know they read: GCC's own wrappers
+ * declare stores, and of a configuration its first eight bytes. What was written before must be
+ * written. */
+INLINE void settle(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
+
 static void tiles_on(void)
 {
     _Alignas(64) struct tile_config config = {.palette = 1};
@@ -37,6 +45,8 @@ static void tiles_on(void)
         config.row_bytes[i] = 64;
         config.rows[i] = 16;
     }
+    settle();
+    __asm__ volatile("" ::"m"(config)); /* all of it */
     _tile_loadconfig(&config);
 }
 
@@ -161,6 +171,7 @@ static void tile_rows(const struct state *st, const struct block *b, uint32_t ti
     const bool few = nr <= 16;
     (void)nv;
     ask_ahead(st, tile);
+    settle();
     if (few) {
         scores_1x4(st, tile);
     } else {
@@ -174,6 +185,7 @@ static void tile_rows(const struct state *st, const struct block *b, uint32_t ti
             values_exact(st, b, tile + i, s);
         }
     }
+    settle();
     for (size_t d = 0; b->v_finite && d < st->tiles.rows.dv; d += 2 * COLS) {
         if (few) {
             values_of(true, st, tile, d);
