@@ -107,7 +107,6 @@ static inline bool relayd_call_same_launch(const struct relayd_call *a, const st
 struct relayd_slots_options {
     struct relayd_blocks *blocks; /* referenced as long as the slots are there */
     uint32_t calls_max;           /* 1..64 */
-    uint32_t entries_max;         /* requests in one call */
     size_t tensor_bytes; /* q + k + v + out + lse of the largest call, 64-byte aligned parts */
 };
 
@@ -116,9 +115,9 @@ RELAY_MUST_CHECK enum relay_code relayd_slots_create(const struct relayd_slots_o
                                                      struct relayd_slots **out,
                                                      struct relay_error *err);
 void relayd_slots_release(struct relayd_slots *slots);
-/* A zeroed call with entries and slots set. RESOURCE_EXHAUSTED when all are in flight. Lock-free.
- */
-RELAY_MUST_CHECK enum relay_code relayd_slots_take(struct relayd_slots *slots,
+/* A zeroed call with slots and room for `entries` set. RESOURCE_EXHAUSTED when all are in flight.
+ * Lock-free. */
+RELAY_MUST_CHECK enum relay_code relayd_slots_take(struct relayd_slots *slots, uint32_t entries,
                                                    struct relayd_call **out,
                                                    struct relay_error *err);
 /* Any thread; lock-free. */

@@ -1,10 +1,11 @@
 /* Slots: a session's calls in flight and the memory of their tensors.
  *
  * A bit per slot says which are free: taking clears a bit, giving sets it, both with one atomic, so
- * that any thread may do either and there is no list to corrupt. Entries come when a slot is first
- * taken and stay; the tensors' memory is the call's alone, and comes from what all sessions share.
- */
+ * that any thread may do either and there is no list to corrupt. A slot keeps its entries, as many
+ * as its calls had at most; the tensors' memory comes from what all sessions share. */
 #include "service/batch/call.h"
+
+#include "service/base/room.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@
 struct slot {
     struct relayd_call call; /* first, so that a call is its slot */
     struct relayd_call_entry *entries;
+    uint32_t entries_room;
     void *tensors; /* NULL until placed */
     size_t tensor_bytes;
 };
@@ -28,7 +30,7 @@ struct relayd_slots {
 enum relay_code relayd_slots_create(const struct relayd_slots_options *options,
                                     struct relayd_slots **out, struct relay_error *err)
 {
-    if (options->calls_max < 1 || options->calls_max > 64 || options->entries_max < 1) {
+    if (options->calls_max < 1 || options->calls_max > 64) {
         return RELAY_FAIL(err, RELAY_INVALID_ARGUMENT, "calls in flight %u is not in 1..64",
                           options->calls_max);
     }
@@ -58,8 +60,8 @@ void relayd_slots_release(struct relayd_slots *slots)
     free(slots);
 }
 
-enum relay_code relayd_slots_take(struct relayd_slots *slots, struct relayd_call **out,
-                                  struct relay_error *err)
+enum relay_code relayd_slots_take(struct relayd_slots *slots, uint32_t entries,
+                                  struct relayd_call **out, struct relay_error *err)
 {
     uint64_t mask = atomic_load_explicit(&slots->free_mask, memory_order_relaxed);
     uint64_t bit;
@@ -72,15 +74,14 @@ enum relay_code relayd_slots_take(struct relayd_slots *slots, struct relayd_call
     } while (!atomic_compare_exchange_weak_explicit(&slots->free_mask, &mask, mask & ~bit,
                                                     memory_order_acquire, memory_order_relaxed));
     struct slot *slot = &slots->slots[__builtin_ctzll(bit)];
-    if (slot->entries == NULL) {
-        /* Not zeroed: of the largest call's worth, most is never touched. */
-        slot->entries = reallocarray(NULL, slots->opt.entries_max, sizeof(*slot->entries));
-    }
-    if (slot->entries == NULL) {
+    struct relayd_call_entry *room =
+        relayd_room(slot->entries, &slot->entries_room, entries, sizeof(*slot->entries));
+    if (room == NULL) {
         atomic_fetch_or_explicit(&slots->free_mask, bit, memory_order_release);
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a call of %u entries",
-                          slots->opt.entries_max);
+                          entries);
     }
+    slot->entries = room;
     atomic_fetch_add_explicit(&slots->refs, 1, memory_order_relaxed);
     struct relayd_call *call = &slot->call;
     memset(call, 0, sizeof(*call));

@@ -14,7 +14,8 @@
 
 #define ARGS_MAX             24
 #define LOOKAHEAD_BYTES      (4 << 20)
-#define READ_CHUNK_BYTES     (512 << 10)
+#define READ_CHUNK_BYTES     (64 << 10) /* at first: connections with large messages get more */
+#define READ_CHUNK_BYTES_MIN (8 << 10)
 #define READ_CHUNK_BYTES_MAX (4 << 20)
 #define HANDSHAKE_TIMEOUT_MS 5000
 #define PING_INTERVAL_MIN_MS 10000
@@ -55,7 +56,7 @@ static grpc_server *server_create(const struct relayd_rpc_options *opt)
         {GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, HANDSHAKE_TIMEOUT_MS},
         {GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, LOOKAHEAD_BYTES},
         {GRPC_ARG_TCP_READ_CHUNK_SIZE, READ_CHUNK_BYTES},
-        {GRPC_ARG_TCP_MIN_READ_CHUNK_SIZE, READ_CHUNK_BYTES},
+        {GRPC_ARG_TCP_MIN_READ_CHUNK_SIZE, READ_CHUNK_BYTES_MIN},
         {GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, READ_CHUNK_BYTES_MAX},
         /* A message must not grow after its size was checked. */
         {GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, IDENTITY_COMPRESSION},

@@ -50,7 +50,8 @@ struct relayd_session {
     struct session_request *requests; /* by handle */
     struct session_request *tags;     /* by tag */
     uint64_t mark;
-    struct relayd_lend *lends;    /* [rows_max] scratch of admission */
+    struct relayd_lend *lends; /* [lends_room] scratch of admission */
+    uint32_t lends_room;
     struct relayd_stream *stream; /* attached, or NULL */
     uint32_t lost_calls;          /* in flight of streams that were taken over */
     uint64_t last_step_id;        /* newest a stream began */

@@ -1,5 +1,6 @@
 /* What every call goes through, unary or of a stream: checks against the session's model, a slot,
  * and the lending of its requests. Nothing here allocates once a slot has been used before. */
+#include "service/base/room.h"
 #include "service/session/internal.h"
 
 #define RESPONSE_HEAD_BYTES 256u /* scalars, timings and field headers around the tensors */
@@ -110,7 +111,7 @@ enum relay_code relayd_session_place(struct relayd_session *session,
             bytes.out + bytes.lse + RESPONSE_HEAD_BYTES, session->response_bytes_max);
     }
     struct relayd_call *call = NULL;
-    code = relayd_slots_take(session->slots, &call, err);
+    code = relayd_slots_take(session->slots, p->rows, &call, err);
     if (code != RELAY_OK) {
         return code;
     }
@@ -179,6 +180,13 @@ enum relay_code relayd_session_admit(struct relayd_session *session,
     if (session->closed) {
         return RELAY_FAIL(err, RELAY_NOT_FOUND, "the session has ended");
     }
+    struct relayd_lend *lends =
+        relayd_room(session->lends, &session->lends_room, a->num_entries, sizeof(*lends));
+    if (lends == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for %u entries",
+                          a->num_entries);
+    }
+    session->lends = lends;
     enum relay_code code = resolve(session, a, errors, err);
     if (code != RELAY_OK) {
         return code;

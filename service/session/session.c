@@ -200,10 +200,7 @@ static enum relay_code fill(struct relayd_sessions *sessions,
     session->response_bytes_max =
         pick(desc->response_bytes_max, opt->response_bytes_max, opt->response_bytes_limit);
     session->tenant = strdup(desc->tenant);
-    /* Not zeroed: of the largest call's worth, most is never touched. */
-    session->lends = reallocarray(NULL, session->rows_max, sizeof(*session->lends));
-    if (session->tenant == NULL || session->lends == NULL ||
-        RAND_bytes(session->token, sizeof(session->token)) != 1) {
+    if (session->tenant == NULL || RAND_bytes(session->token, sizeof(session->token)) != 1) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a session");
     }
     enum relay_code code =
@@ -218,7 +215,6 @@ static enum relay_code fill(struct relayd_sessions *sessions,
     struct relayd_slots_options slots = {
         .blocks = sessions->blocks,
         .calls_max = opt->calls_in_flight_max,
-        .entries_max = session->rows_max,
         .tensor_bytes = call_bytes_max(relayd_model_spec(session->model), session->io_dtype,
                                        session->out_dtype, session->rows_max),
     };

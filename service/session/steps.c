@@ -1,5 +1,6 @@
 /* Steps of a stream: admission for all layers at once, and the giving back. Step objects are
  * reused, so that a running engine's steps allocate nothing. */
+#include "service/base/room.h"
 #include "service/session/stream_internal.h"
 
 #include <stdlib.h>
@@ -100,19 +101,8 @@ static enum relay_code take_step(struct relayd_stream *stream, struct relayd_ste
     if (step != NULL) {
         stream->spare = step->next;
     } else {
-        uint32_t rows_max = stream->session->rows_max;
         step = calloc(1, sizeof(*step));
-        if (step != NULL) {
-            /* Not zeroed: of the largest step's worth, most is never touched. */
-            step->entries = reallocarray(NULL, rows_max, sizeof(*step->entries));
-            step->handles = reallocarray(NULL, rows_max, sizeof(*step->handles));
-        }
-        if (step == NULL || step->entries == NULL || step->handles == NULL) {
-            if (step != NULL) {
-                free(step->entries);
-                free(step->handles);
-                free(step);
-            }
+        if (step == NULL) {
             return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a step");
         }
         step->stream = stream;
@@ -137,6 +127,26 @@ static void fill(struct relayd_step *step, const struct relayd_step_desc *desc)
     step->walk = (struct relayd_walk){0};
 }
 
+static enum relay_code make_entries(struct relayd_step *step, uint32_t num_entries,
+                                    struct relay_error *err)
+{
+    uint32_t room = step->room;
+    uint64_t *handles = relayd_room(step->handles, &room, num_entries, sizeof(*handles));
+    struct relayd_call_entry *entries = NULL;
+    if (handles != NULL) {
+        step->handles = handles;
+        room = step->room;
+        entries = relayd_room(step->entries, &room, num_entries, sizeof(*entries));
+    }
+    if (entries == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for a step of %u entries",
+                          num_entries);
+    }
+    step->entries = entries;
+    step->room = room;
+    return RELAY_OK;
+}
+
 /* Entries into the step and lent, or why not. */
 static enum relay_code admit(struct relayd_step *step, const struct relayd_step_desc *desc,
                              uint64_t *kv_tokens_free, struct relayd_entry_errors *errors,
@@ -154,6 +164,9 @@ static enum relay_code admit(struct relayd_step *step, const struct relayd_step_
     }
     enum relay_code code = relayd_session_check_entries(session, desc->q_lens, desc->positions,
                                                         desc->num_entries, &rows, err);
+    if (code == RELAY_OK) {
+        code = make_entries(step, desc->num_entries, err);
+    }
     if (code != RELAY_OK) {
         return code;
     }

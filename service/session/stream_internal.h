@@ -20,8 +20,9 @@ struct relayd_step {
     uint32_t calls; /* in flight */
     uint32_t rows;
     uint32_t num_entries;
-    struct relayd_call_entry *entries; /* [rows_max]; requests lent until the step is over */
-    uint64_t *handles;                 /* [rows_max] */
+    struct relayd_call_entry *entries; /* [room]; requests lent until the step is over */
+    uint64_t *handles;                 /* [room] */
+    uint32_t room;
     struct relayd_walk walk;
 };
 

@@ -10,8 +10,7 @@ static struct relay_error err;
 
 static struct relayd_slots *make(uint32_t calls)
 {
-    struct relayd_slots_options opt = {
-        .blocks = blocks, .calls_max = calls, .entries_max = 4, .tensor_bytes = 1024};
+    struct relayd_slots_options opt = {.blocks = blocks, .calls_max = calls, .tensor_bytes = 1024};
     struct relayd_slots *slots = NULL;
     return relayd_slots_create(&opt, &slots, &err) == RELAY_OK ? slots : NULL;
 }
@@ -22,15 +21,15 @@ static void test_slots_exhaust_and_return(void)
     struct relayd_call *calls[3], *more = NULL;
     CHECK(slots != NULL);
     for (int i = 0; i < 3; i++) {
-        CHECK_OK(relayd_slots_take(slots, &calls[i], &err), err);
+        CHECK_OK(relayd_slots_take(slots, 4, &calls[i], &err), err);
         for (int j = 0; j < i; j++) {
             CHECK(calls[i] != calls[j]);
             CHECK(calls[i]->entries != calls[j]->entries);
         }
     }
-    CHECK_CODE(relayd_slots_take(slots, &more, &err), RELAY_RESOURCE_EXHAUSTED);
+    CHECK_CODE(relayd_slots_take(slots, 4, &more, &err), RELAY_RESOURCE_EXHAUSTED);
     relayd_slots_give(calls[1]);
-    CHECK_OK(relayd_slots_take(slots, &more, &err), err);
+    CHECK_OK(relayd_slots_take(slots, 4, &more, &err), err);
     CHECK(more == calls[1]);
     relayd_slots_release(slots); /* the calls keep it */
     relayd_slots_give(calls[0]);
@@ -42,7 +41,7 @@ static void test_slots_place_apart(void)
 {
     struct relayd_slots *slots = make(64);
     struct relayd_call *call = NULL;
-    CHECK_OK(relayd_slots_take(slots, &call, &err), err);
+    CHECK_OK(relayd_slots_take(slots, 4, &call, &err), err);
     struct relayd_slot_bytes bytes = {.q = 100, .k = 1, .v = 0, .out = 300, .lse = 8};
     CHECK_OK(relayd_slots_place(call, &bytes, &err), err);
     CHECK(call->io.v == NULL);
@@ -69,7 +68,7 @@ static void *hammer(void *arg)
     struct relayd_slots *slots = arg;
     for (int i = 0; i < 20000; i++) {
         struct relayd_call *call = NULL;
-        if (relayd_slots_take(slots, &call, NULL) == RELAY_OK) {
+        if (relayd_slots_take(slots, 4, &call, NULL) == RELAY_OK) {
             call->entries[0].position = (uint32_t)i; /* a second owner would be a race */
             relayd_slots_give(call);
         }
@@ -89,8 +88,8 @@ static void test_slots_from_many_threads(void)
         pthread_join(threads[i], NULL);
     }
     struct relayd_call *a = NULL, *b = NULL;
-    CHECK_OK(relayd_slots_take(slots, &a, &err), err);
-    CHECK_OK(relayd_slots_take(slots, &b, &err), err);
+    CHECK_OK(relayd_slots_take(slots, 4, &a, &err), err);
+    CHECK_OK(relayd_slots_take(slots, 4, &b, &err), err);
     relayd_slots_give(a);
     relayd_slots_give(b);
     relayd_slots_release(slots);
