@@ -20,6 +20,10 @@ struct fake_server {
     atomic_int behaviour;
     atomic_uint streams, calls, ends, half_closes, out_bytes;
     uint8_t zeros[65536];
+    /* The thread's: a queue that is shut down takes no more batches, so calls end before it does.
+     */
+    uint32_t live; /* calls */
+    bool stopped;  /* gRPC's server has */
 };
 
 /* One RPC: at most one tag of each kind is out. */
@@ -334,6 +338,7 @@ static void post(struct fake_server *server)
     grpc_call_details_init(&c->details);
     grpc_metadata_array_init(&c->metadata);
     c->pending = 1;
+    server->live++;
     (void)grpc_server_request_call(server->server, &c->call, &c->details, &c->metadata, server->cq,
                                    server->cq, &c->arrived);
 }
@@ -347,14 +352,22 @@ static void *run(void *user)
         if (event.type == GRPC_QUEUE_SHUTDOWN) {
             return NULL;
         }
-        if (event.type != GRPC_OP_COMPLETE || event.tag == NULL) {
+        if (event.type != GRPC_OP_COMPLETE) {
             continue;
         }
-        struct fake_tag *tag = event.tag;
-        struct fake_call *c = tag->call;
-        tag->on(c, event.success != 0);
-        if (--c->pending == 0) {
-            call_free(c);
+        if (event.tag == NULL) {
+            server->stopped = true;
+        } else {
+            struct fake_tag *tag = event.tag;
+            struct fake_call *c = tag->call;
+            tag->on(c, event.success != 0);
+            if (--c->pending == 0) {
+                call_free(c);
+                server->live--;
+            }
+        }
+        if (server->stopped && server->live == 0) {
+            grpc_completion_queue_shutdown(server->cq);
         }
     }
 }
@@ -385,7 +398,6 @@ void fake_server_stop(struct fake_server *server)
 {
     grpc_server_shutdown_and_notify(server->server, server->cq, NULL);
     grpc_server_cancel_all_calls(server->server);
-    grpc_completion_queue_shutdown(server->cq);
     pthread_join(server->thread, NULL);
     grpc_server_destroy(server->server);
     grpc_completion_queue_destroy(server->cq);
