@@ -129,7 +129,7 @@ enum relay_code relay_request_append(struct relay_session *session, uint64_t req
             relay_session_used(session);
         }
         if (code != RELAY_UNAVAILABLE || i >= session->client->options.retries_max ||
-            !relay_backoff(&session->client->options, i, deadline_us)) {
+            !relay_backoff(session->client, i, deadline_us)) {
             return code;
         }
     }

@@ -172,6 +172,37 @@ static enum relay_code attempt(struct relay_client *client, enum relay_method me
     return RELAY_OK;
 }
 
+void relay_call_reconnect(struct relay_client *client, uint64_t until_us)
+{
+    const uint64_t now_us = relay_now_us();
+    grpc_connectivity_state state = grpc_channel_check_connectivity_state(client->channel, 1);
+    if (now_us >= until_us) {
+        return;
+    }
+    if (state == GRPC_CHANNEL_READY) {
+        relay_sleep_us(until_us - now_us);
+        return;
+    }
+    /* After it could not connect a channel waits, and fails calls meanwhile: for longer than a few
+     * repeats take when the server was away for a while. And it connects only while somebody is in
+     * one of its queues. */
+    grpc_channel_reset_connect_backoff(client->channel);
+    grpc_completion_queue *queue = queue_take(client);
+    const gpr_timespec until =
+        gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                     gpr_time_from_micros((int64_t)(until_us - now_us), GPR_TIMESPAN));
+    while (state != GRPC_CHANNEL_READY && state != GRPC_CHANNEL_SHUTDOWN) {
+        grpc_channel_watch_connectivity_state(client->channel, state, until, queue, client);
+        const grpc_event event =
+            grpc_completion_queue_pluck(queue, client, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+        if (event.success == 0) {
+            break; /* it is time */
+        }
+        state = grpc_channel_check_connectivity_state(client->channel, 1);
+    }
+    queue_give(client, queue);
+}
+
 enum relay_code relay_call(struct relay_client *client, enum relay_method method,
                            const grpc_byte_buffer *request, uint32_t timeout_ms,
                            enum relay_repeat repeat, grpc_byte_buffer **response,
@@ -185,7 +216,7 @@ enum relay_code relay_call(struct relay_client *client, enum relay_method method
     for (uint32_t i = 0;; i++) {
         const enum relay_code code = attempt(client, method, request, deadline_us, response, err);
         if (code != RELAY_UNAVAILABLE || i >= repeats_max ||
-            !relay_backoff(&client->options, i, deadline_us)) {
+            !relay_backoff(client, i, deadline_us)) {
             return code;
         }
     }

@@ -45,13 +45,12 @@ void relay_sleep_us(uint64_t us)
     }
 }
 
-bool relay_backoff(const struct relay_client_options *options, uint32_t attempt,
-                   uint64_t deadline_us)
+bool relay_backoff(struct relay_client *client, uint32_t attempt, uint64_t deadline_us)
 {
-    const uint64_t wait_us = relay_backoff_us(options, attempt);
+    const uint64_t wait_us = relay_backoff_us(&client->options, attempt);
     if (relay_now_us() + wait_us >= deadline_us) {
         return false;
     }
-    relay_sleep_us(wait_us);
+    relay_call_reconnect(client, relay_now_us() + wait_us);
     return true;
 }

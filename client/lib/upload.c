@@ -343,7 +343,7 @@ static enum relay_code run(struct upload *u, struct relay_error *err)
             stuck = 0;
         }
         if (stuck >= u->client->options.retries_max ||
-            !relay_backoff(&u->client->options, stuck, UINT64_MAX)) {
+            !relay_backoff(u->client, stuck, UINT64_MAX)) {
             return code;
         }
     }

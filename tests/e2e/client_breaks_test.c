@@ -348,6 +348,26 @@ static void test_a_restart_is_survived_by_what_is_safe(void)
     relay_client_close(client);
 }
 
+/* A client that asked in vain for a while connects with its next call's repeats: how long its
+ * channel would wait by itself, more than they take in all, does not matter. */
+static void test_an_outage_ends_when_the_server_is_back(void)
+{
+    const struct timespec pause = {0, 20000000};
+    struct relay_server_info *info = NULL;
+    struct relay_session *session = NULL;
+    struct relay_client *client = open_client(server.unix_target, 3);
+    CHECK(client != NULL);
+    for (int i = 0; i < 100; i++) { /* opening a session is not repeated */
+        CHECK_CODE(relay_session_open(client, &model, NULL, &session, &err), RELAY_UNAVAILABLE);
+        (void)nanosleep(&pause, NULL);
+    }
+    CHECK(test_server_start(&server, NULL));
+    CHECK_OK(relay_client_server_info(client, &info, &err), err);
+    relay_server_info_free(info);
+    relay_client_close(client);
+    CHECK_EQ(test_server_stop(&server), 0);
+}
+
 int main(void)
 {
     static const char *const args[] = {"--unacked-bytes-max", "2M", NULL};
@@ -365,6 +385,7 @@ int main(void)
     CHECK_RUN(test_an_append_is_repeated_after_a_cut);
     CHECK_RUN(test_a_silent_server_meets_the_deadline);
     CHECK_RUN(test_a_restart_is_survived_by_what_is_safe);
+    CHECK_RUN(test_an_outage_ends_when_the_server_is_back);
     test_server_fini(&server);
     free(kv);
     return check_done();

@@ -53,8 +53,8 @@ def target(relayd):
 
 
 def connect(relayd):
-    """A client that patiently waits for a relayd that restarts."""
-    return relay.Client(target(relayd), retries=8)
+    """A client that outlasts a relayd that restarts quickly."""
+    return relay.Client(target(relayd))
 
 
 def load(options):

@@ -70,7 +70,8 @@ class Client:
                 is connected: the first call does that.
     timeout_s   of one call, repeats included
     upload_stall_s   an upload without progress for so long has failed
-    retries     how often a call that is safe to repeat is repeated on UNAVAILABLE
+    retries     how often a call that is safe to repeat is repeated on UNAVAILABLE; the default
+                outlasts 1.6 to 3.2 s without a server
     receive_bytes_max   of one message from the server
     keepalive_s      pings on a silent connection; 0 = none, else at least 10
 
