@@ -16,7 +16,7 @@
 #define LOOKAHEAD_BYTES      (4 << 20)
 #define READ_CHUNK_BYTES     (64 << 10) /* at first: connections with large messages get more */
 #define READ_CHUNK_BYTES_MIN (8 << 10)
-#define READ_CHUNK_BYTES_MAX (4 << 20)
+#define READ_CHUNK_BYTES_MAX (512 << 10)
 #define HANDSHAKE_TIMEOUT_MS 5000
 #define PING_INTERVAL_MIN_MS 10000
 #define CANCEL_WAIT_MS       500

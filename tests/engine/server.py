@@ -12,8 +12,8 @@ class Server:
     """Started by the constructor; a context manager. After stop or kill, start() makes a new one on
     the same socket (and another port)."""
 
-    def __init__(self, binary, *options):
-        self.binary, self.options = str(binary), options
+    def __init__(self, binary, *options, environment=None):
+        self.binary, self.options, self.set = str(binary), options, environment or {}
         self.folder = Path(tempfile.mkdtemp(prefix="relayd-"))
         self.target = f"unix://{self.folder}/sock"
         self.process = None
@@ -29,7 +29,7 @@ class Server:
             self.process = subprocess.Popen(
                 [self.binary, "--listen", f"unix:{self.folder}/sock", "--listen", "127.0.0.1:0",
                  "--ready-fd", str(writer), *self.options],
-                pass_fds=[writer], stderr=log, stdout=log, env=self.environment())
+                pass_fds=[writer], stderr=log, stdout=log, env={**self.environment(), **self.set})
         os.close(writer)
         with os.fdopen(reader) as ready:
             line = ready.readline()
