@@ -137,13 +137,14 @@ static void convert(float *dst, size_t dst_stride, enum relay_dtype dtype, const
 
 /* K or V rows of tokens [begin, end): in place when they are float32 and lie side by side, else
  * converted into room. */
-static const float *block_rows(const struct state *st, uint32_t begin, uint32_t end,
-                               const void *base, size_t dim, float *room, size_t *stride)
+static const float *block_rows(const struct state *st, uint32_t begin, uint32_t end, bool v,
+                               float *room, size_t *stride)
 {
+    size_t dim = v ? st->rows.dv : st->rows.dqk;
     enum relay_dtype dtype = st->shape->kv_dtype;
     uint32_t count;
     for (uint32_t t = begin; t < end; t += count) {
-        const unsigned char *src = relay_cpu_page_run(&st->rows, base, dim, t, end, &count);
+        const unsigned char *src = relay_cpu_page_run(&st->rows, v, t, end, &count);
         if (dtype == RELAY_DTYPE_F32 && count == end - begin && (uintptr_t)src % 16 == 0) {
             *stride = dim;
             return (const float *)(const void *)src;
@@ -155,17 +156,16 @@ static const float *block_rows(const struct state *st, uint32_t begin, uint32_t 
 
 static void block_load(const struct state *st, uint32_t begin, uint32_t end, struct block *block)
 {
-    const struct relay_kv_layer *kv = &st->rows.work->problem->kv;
     block->begin = begin;
     block->end = end;
     block->k_stride = st->k_stride;
     block->v_stride = st->v_stride;
-    block->k = block_rows(st, begin, end, kv->k, st->rows.dqk, st->k_block, &block->k_stride);
+    block->k = block_rows(st, begin, end, false, st->k_block, &block->k_stride);
     if (st->shape->kind.v_from_k) {
         block->v = block->k;
         block->v_stride = block->k_stride;
     } else {
-        block->v = block_rows(st, begin, end, kv->v, st->rows.dv, st->v_block, &block->v_stride);
+        block->v = block_rows(st, begin, end, true, st->v_block, &block->v_stride);
     }
 }
 

@@ -18,7 +18,9 @@ void relay_cpu_rows_of(struct relay_cpu_rows *rows, const struct relay_cpu_atten
     rows->segment = &problem->plan->segments[work->item->segment];
     rows->group = kind->num_q_heads / kind->num_kv_heads;
     rows->n = work->item->row_count * rows->group;
-    rows->packed = relay_cpu_pages_packed(problem->shape, problem->plan->page_tokens);
+    rows->packed = work->packed;
+    rows->place = relay_cpu_pages_place(problem->shape, &problem->kv, problem->plan->page_tokens,
+                                        work->packed);
 }
 
 void relay_cpu_rows_layout(struct relay_cpu_rows *rows, const struct relay_shape *shape,

@@ -27,6 +27,7 @@ struct relay_cpu_rows {
     uint32_t group; /* query heads per KV head */
     uint32_t n;     /* packed rows */
     bool packed;    /* K/V pages are as pages.h packs them */
+    struct relay_cpu_place place;
     size_t dqk;
     size_t dv;
     float score_scale;              /* of q.k before softcap; base 2 where there is no softcap */
@@ -54,36 +55,39 @@ const void *relay_cpu_rows_q(const struct relay_cpu_rows *rows, uint32_t i);
 void relay_cpu_rows_end(const struct relay_cpu_rows *rows, uint32_t i, const float *o, float m,
                         float l);
 
-/* A KV head's K or V image [page_tokens,dim] in the page that holds token t of a segment. */
-static inline const unsigned char *relay_cpu_page_image(const struct relay_problem *problem,
-                                                        uint32_t segment, uint32_t kv_head,
-                                                        const void *base, size_t dim, uint32_t t)
+/* A page's place in its pool, in bytes: of the page that holds token t of a segment. */
+static inline size_t relay_cpu_page_at(const struct relay_problem *problem, uint32_t segment,
+                                       uint32_t t)
 {
     const struct relay_plan *plan = problem->plan;
     uint32_t page = plan->pages[plan->segments[segment].page_begin + t / plan->page_tokens];
-    return (const unsigned char *)base + page * problem->kv.page_stride +
-           relay_page_offset(plan->page_tokens, dim, relay_dtype_size(problem->shape->kv_dtype),
-                             kv_head, 0);
+    return page * problem->kv.page_stride;
 }
 
-static inline const unsigned char *relay_cpu_page_head(const struct relay_cpu_rows *rows,
-                                                       const void *base, size_t dim, uint32_t t)
+/* The K and V images of the work's KV head in the page that holds token t of its segment. */
+static inline const unsigned char *relay_cpu_k_image(const struct relay_cpu_rows *rows, uint32_t t)
 {
     const struct relay_cpu_attend *work = rows->work;
-    return relay_cpu_page_image(work->problem, work->item->segment, work->kv_head, base, dim, t);
+    return rows->place.k + relay_cpu_page_at(work->problem, work->item->segment, t) +
+           work->kv_head * rows->place.k_head;
+}
+static inline const unsigned char *relay_cpu_v_image(const struct relay_cpu_rows *rows, uint32_t t)
+{
+    const struct relay_cpu_attend *work = rows->work;
+    return rows->place.v + relay_cpu_page_at(work->problem, work->item->segment, t) +
+           work->kv_head * rows->place.v_head;
 }
 
-/* Plain pages: a run of tokens of one page, rows [dim] of token t on, *count of them. */
-static inline const unsigned char *relay_cpu_page_run(const struct relay_cpu_rows *rows,
-                                                      const void *base, size_t dim, uint32_t t,
-                                                      uint32_t end, uint32_t *count)
+/* Plain pages: a run of tokens of one page, rows [dim] of token t on, *count of them. Of V if v. */
+static inline const unsigned char *relay_cpu_page_run(const struct relay_cpu_rows *rows, bool v,
+                                                      uint32_t t, uint32_t end, uint32_t *count)
 {
     const struct relay_problem *problem = rows->work->problem;
     uint32_t in_page = t % problem->plan->page_tokens;
     uint32_t left = problem->plan->page_tokens - in_page;
+    size_t row_bytes = (v ? rows->dv : rows->dqk) * relay_dtype_size(problem->shape->kv_dtype);
     *count = end - t < left ? end - t : left;
-    return relay_cpu_page_head(rows, base, dim, t) +
-           in_page * dim * relay_dtype_size(problem->shape->kv_dtype);
+    return (v ? relay_cpu_v_image(rows, t) : relay_cpu_k_image(rows, t)) + in_page * row_bytes;
 }
 
 #endif

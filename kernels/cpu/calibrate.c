@@ -112,8 +112,11 @@ static void *bench_memory(struct bench *b, size_t scratch)
 static double time_rows(struct bench *b, const struct relay_cpu_isa *isa, uint32_t packed_rows,
                         void *scratch)
 {
-    struct relay_cpu_attend work = {
-        .problem = &b->problem, .item = &b->item, .to = b->to, .scratch = scratch};
+    struct relay_cpu_attend work = {.problem = &b->problem,
+                                    .item = &b->item,
+                                    .packed = isa->packs_pages,
+                                    .to = b->to,
+                                    .scratch = scratch};
     double best = 0.0;
     double start = now_ns();
     b->item.row_count = packed_rows / GROUP;

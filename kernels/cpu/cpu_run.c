@@ -144,6 +144,7 @@ static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thre
         .problem = problem,
         .item = item,
         .kv_head = task % kind->num_kv_heads,
+        .packed = job->packed,
         .scratch = scratch,
     };
     if (next != RELAY_CPU_NO_TASK) {

@@ -23,6 +23,7 @@ struct relay_cpu_attend {
     const struct relay_problem *problem;
     const struct relay_item *item;
     uint32_t kv_head;
+    bool packed; /* K/V pages are as pages.h packs them */
     /* What the thread does after this, or NULL: its first K/V may be asked for. */
     const struct relay_item *next_item;
     uint32_t next_kv_head;

@@ -11,11 +11,29 @@ bool relay_cpu_pages_packed(const struct relay_shape *shape, uint32_t page_token
     return page_tokens % PAGE_STEP == 0 && !shape->kind.v_from_k;
 }
 
+struct relay_cpu_place relay_cpu_pages_place(const struct relay_shape *shape,
+                                             const struct relay_kv_layer *kv, uint32_t page_tokens,
+                                             bool packed)
+{
+    const size_t elem = relay_dtype_size(shape->kv_dtype);
+    const size_t k_bytes = page_tokens * shape->kind.head_dim_qk * elem;
+    const size_t v_bytes = page_tokens * shape->kind.head_dim_v * elem;
+    const uintptr_t k_end = (uintptr_t)kv->k + shape->kind.num_kv_heads * k_bytes;
+    if (packed && (uintptr_t)kv->v == k_end) {
+        return (struct relay_cpu_place){.k = kv->k,
+                                        .v = (unsigned char *)kv->k + k_bytes,
+                                        .k_head = k_bytes + v_bytes,
+                                        .v_head = k_bytes + v_bytes};
+    }
+    return (struct relay_cpu_place){.k = kv->k, .v = kv->v, .k_head = k_bytes, .v_head = v_bytes};
+}
+
 /* One of K and V of some pages: where a token's elements are. Units are the p elements that lie
  * together in K, single elements in V. */
 struct image {
-    unsigned char *pages;
+    unsigned char *pages; /* page 0, head 0 */
     size_t page_stride;
+    size_t head_stride;
     size_t dim;
     size_t elem;
     uint32_t page_tokens;
@@ -23,26 +41,24 @@ struct image {
     bool is_k;
 };
 
-static struct image k_image(const struct relay_shape *shape, const struct relay_kv_layer *kv,
-                            uint32_t page_tokens)
+/* K and V */
+static void find_images(const struct relay_shape *shape, const struct relay_kv_layer *kv,
+                        uint32_t page_tokens, struct image images[2])
 {
-    return (struct image){.pages = kv->k,
-                          .page_stride = kv->page_stride,
-                          .dim = shape->kind.head_dim_qk,
-                          .elem = relay_dtype_size(shape->kv_dtype),
-                          .page_tokens = page_tokens,
-                          .pairs = shape->kv_dtype == RELAY_DTYPE_BF16,
-                          .is_k = true};
-}
-
-static struct image v_image(const struct relay_shape *shape, const struct relay_kv_layer *kv,
-                            uint32_t page_tokens)
-{
-    struct image image = k_image(shape, kv, page_tokens);
-    image.pages = kv->v;
-    image.dim = shape->kind.head_dim_v;
-    image.is_k = false;
-    return image;
+    struct relay_cpu_place place = relay_cpu_pages_place(shape, kv, page_tokens, true);
+    images[0] = (struct image){.pages = place.k,
+                               .page_stride = kv->page_stride,
+                               .head_stride = place.k_head,
+                               .dim = shape->kind.head_dim_qk,
+                               .elem = relay_dtype_size(shape->kv_dtype),
+                               .page_tokens = page_tokens,
+                               .pairs = shape->kv_dtype == RELAY_DTYPE_BF16,
+                               .is_k = true};
+    images[1] = images[0];
+    images[1].pages = place.v;
+    images[1].head_stride = place.v_head;
+    images[1].dim = shape->kind.head_dim_v;
+    images[1].is_k = false;
 }
 
 /* A token's elements: `count` units of `bytes`, `step` bytes apart, from the returned one on. */
@@ -51,7 +67,7 @@ static unsigned char *token_at(const struct image *image, const uint32_t *pages,
 {
     uint32_t in_page = token % image->page_tokens;
     unsigned char *at = image->pages + pages[token / image->page_tokens] * image->page_stride +
-                        relay_page_offset(image->page_tokens, image->dim, image->elem, head, 0);
+                        head * image->head_stride;
     if (image->is_k) {
         *bytes = image->pairs ? 2 * image->elem : image->elem;
         *count = image->pairs ? image->dim / 2 : image->dim;
@@ -137,18 +153,18 @@ static void read_image(const struct relay_pages_span *span, const struct image *
 
 void relay_cpu_pages_write(const struct relay_pages_span *span, const void *k, const void *v)
 {
-    struct image k_to = k_image(span->shape, &span->kv, span->page_tokens);
-    struct image v_to = v_image(span->shape, &span->kv, span->page_tokens);
-    write_image(span, &k_to, k);
-    write_image(span, &v_to, v);
+    struct image images[2];
+    find_images(span->shape, &span->kv, span->page_tokens, images);
+    write_image(span, &images[0], k);
+    write_image(span, &images[1], v);
 }
 
 void relay_cpu_pages_read(const struct relay_pages_span *span, void *k, void *v)
 {
-    struct image k_from = k_image(span->shape, &span->kv, span->page_tokens);
-    struct image v_from = v_image(span->shape, &span->kv, span->page_tokens);
-    read_image(span, &k_from, k);
-    read_image(span, &v_from, v);
+    struct image images[2];
+    find_images(span->shape, &span->kv, span->page_tokens, images);
+    read_image(span, &images[0], k);
+    read_image(span, &images[1], v);
 }
 
 void relay_cpu_append_rows(const struct relay_problem *problem, const struct relay_append *append,
@@ -158,8 +174,10 @@ void relay_cpu_append_rows(const struct relay_problem *problem, const struct rel
     const struct relay_plan *plan = problem->plan;
     const struct relay_io *io = &problem->ios[append->io];
     const uint32_t *pages = plan->pages + plan->segments[append->segment].page_begin;
-    struct image k_to = k_image(shape, &problem->kv, plan->page_tokens);
-    struct image v_to = v_image(shape, &problem->kv, plan->page_tokens);
+    struct image images[2];
+    const struct image *k_to = &images[0];
+    const struct image *v_to = &images[1];
+    find_images(shape, &problem->kv, plan->page_tokens, images);
     size_t io_elem = relay_dtype_size(shape->io_dtype);
     uint32_t heads = shape->kind.num_kv_heads;
     unsigned char row[RELAY_HEAD_DIM_MAX * sizeof(float)];
@@ -168,12 +186,12 @@ void relay_cpu_append_rows(const struct relay_problem *problem, const struct rel
         size_t src_row = (size_t)append->row_begin + i;
         for (uint32_t h = 0; h < heads; h++) {
             size_t src = (src_row * heads + h) * io_elem;
-            relay_host_store_row(shape, row, (const unsigned char *)io->k + src * k_to.dim,
-                                 k_to.dim, relay_kv_scale(problem->kv.k_scale, h));
-            put_token(&k_to, pages, token, h, row);
-            relay_host_store_row(shape, row, (const unsigned char *)io->v + src * v_to.dim,
-                                 v_to.dim, relay_kv_scale(problem->kv.v_scale, h));
-            put_token(&v_to, pages, token, h, row);
+            relay_host_store_row(shape, row, (const unsigned char *)io->k + src * k_to->dim,
+                                 k_to->dim, relay_kv_scale(problem->kv.k_scale, h));
+            put_token(k_to, pages, token, h, row);
+            relay_host_store_row(shape, row, (const unsigned char *)io->v + src * v_to->dim,
+                                 v_to->dim, relay_kv_scale(problem->kv.v_scale, h));
+            put_token(v_to, pages, token, h, row);
         }
     }
 }

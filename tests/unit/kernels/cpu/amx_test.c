@@ -118,6 +118,7 @@ static void check_item(const struct item_case *c)
     for (int i = 0; i < 2; i++) {
         struct relay_cpu_attend work = {.problem = &problem,
                                         .item = &item,
+                                        .packed = !c->plain,
                                         .to = {.out = out[i],
                                                .m = sums[i],
                                                .l = sums[i] + heads,
