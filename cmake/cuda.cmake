@@ -8,6 +8,8 @@ set(RELAY_CUDA OFF CACHE STRING "Build the cuda backend: AUTO, ON or OFF")
 set_property(CACHE RELAY_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(RELAY_CUDA_TARGETS "80;90a" CACHE STRING
   "Machine code for these capabilities; 80 comes with PTX for later devices")
+set(RELAY_CUDA_SPINS 0 CACHE STRING
+  "Fault after so many looks at a result that does not come (0: wait on), so that tests end")
 
 set(RELAY_WITH_CUDA FALSE)
 if(NOT RELAY_CUDA STREQUAL "OFF")
@@ -46,3 +48,4 @@ add_library(relay_cuda_flags INTERFACE)
 target_compile_options(relay_cuda_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo -Xcompiler=-fno-exceptions,-fno-rtti
     -Xptxas=--warn-on-spills>)
+target_compile_definitions(relay_cuda_flags INTERFACE RELAY_CUDA_SPINS=${RELAY_CUDA_SPINS})

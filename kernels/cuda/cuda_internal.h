@@ -190,7 +190,11 @@ enum relay_code cuda_constant_get(struct cuda_backend *cuda, const float *values
 
 /* ---- run.c ---- */
 
-uint32_t cuda_kernel_of(const struct cuda_backend *cuda, const struct relay_shape *shape);
+/* `wide`: as for relay_cuda_select(). */
+uint32_t cuda_kernel_of(const struct cuda_backend *cuda, const struct relay_shape *shape,
+                        bool wide);
+/* Blocks of a persistent launch. */
+uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel);
 size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,
                             const struct relay_plan *plan);
 enum relay_code cuda_run(struct relay_backend *backend, const struct relay_problem *problem,

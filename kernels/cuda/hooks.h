@@ -17,6 +17,7 @@ extern "C" {
 struct relay_cuda_options {
     struct relay_cuda_tuning tuning;
     const char *kernel; /* the only one of the table to use, NULL = the best */
+    uint32_t blocks;    /* of a multiprocessor at most, 0 = as many as fit */
     bool two_launches;  /* producers, then merges */
     bool no_overlap;    /* a launch begins when the one before it is done */
     bool no_early;      /* and reads K/V only then */

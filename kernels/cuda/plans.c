@@ -123,7 +123,7 @@ enum relay_code cuda_plan_get(struct cuda_backend *cuda, const struct relay_prob
     uint32_t heads = problem->shape->kind.num_kv_heads;
     uint32_t group = problem->shape->kind.num_q_heads / heads;
     struct relay_cuda_geometry geometry = {
-        .blocks = cuda->blocks[kernel],
+        .blocks = cuda_blocks_of(cuda, kernel),
         .groups = traits->groups != 0 ? traits->groups : 1,
         .pair = traits->pair,
         .fused = traits->groups != 0 && !cuda->options.two_launches,

@@ -14,14 +14,35 @@
  * so that one rule holds for all backends. */
 #define WORKSPACE_BYTES 64u
 
-uint32_t cuda_kernel_of(const struct cuda_backend *cuda, const struct relay_shape *shape)
+uint32_t cuda_kernel_of(const struct cuda_backend *cuda, const struct relay_shape *shape, bool wide)
 {
-    uint32_t i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties,
+    uint32_t i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties, wide,
                                    cuda->options.kernel);
     if (i == cuda->num_kernels && cuda->options.kernel != NULL) {
-        i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties, NULL);
+        i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties, wide,
+                              NULL);
     }
     return i;
+}
+
+uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel)
+{
+    uint32_t limit = cuda->options.blocks * cuda->properties.multiprocessors;
+    return limit != 0 && limit < cuda->blocks[kernel] ? limit : cuda->blocks[kernel];
+}
+
+/* Whether warpgroups had better share tiles. */
+static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem *problem)
+{
+    bool invariant = cuda->batch_invariant || cuda->options.tuning.batch_invariant;
+    const struct relay_layer_kind *kind = &problem->shape->kind;
+    uint32_t group = kind->num_q_heads / kind->num_kv_heads;
+    for (uint32_t i = 0; !invariant && i < problem->plan->num_items; i++) {
+        if ((uint64_t)problem->plan->items[i].row_count * group > RELAY_CUDA_ROWS_WIDE) {
+            return true;
+        }
+    }
+    return invariant; /* the same kernel for every batch */
 }
 
 size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,
@@ -277,7 +298,7 @@ static enum relay_code launch_numbers(struct cuda_backend *cuda, uint32_t kernel
     p->pair_end = begin + pairs;
     p->flags &= ~(uint32_t)RELAY_CUDA_P_DYNAMIC;
     if (groups != 0) {
-        blocks = min_u32(blocks, cuda->blocks[kernel]);
+        blocks = min_u32(blocks, cuda_blocks_of(cuda, kernel));
         p->flags |= others > 2 * groups * blocks ? (uint32_t)RELAY_CUDA_P_DYNAMIC : 0u;
     }
     return launch(cuda, kernel, p, blocks, overlap, err);
@@ -310,7 +331,7 @@ static enum relay_code enqueue(struct cuda_backend *cuda, const struct relay_pro
 {
     struct relay_cuda_params p;
     struct cuda_plan *plan = NULL;
-    uint32_t kernel = cuda_kernel_of(cuda, problem->shape);
+    uint32_t kernel = cuda_kernel_of(cuda, problem->shape, is_wide(cuda, problem));
     bool staged;
     bool simt;
     bool grown = false;

@@ -71,11 +71,23 @@ void relay_cuda_schedule_destroy(struct relay_cuda_schedule *schedule)
 /* ---- tiles -------------------------------------------------------------------------------------
  */
 
-static uint32_t kind_of(const struct schedule_builder *b, const struct relay_item *item,
-                        uint32_t packed)
+/* Whether the item's segment is some request's own and several rows read it, in whatever items. */
+static bool is_own_of_several(const struct schedule_builder *b, uint32_t i)
 {
-    bool shared = b->plan->segments[item->segment].shared;
-    if (packed <= RELAY_CUDA_ROWS_NARROW && !(b->tuning->batch_invariant && shared)) {
+    const struct relay_item *items = b->plan->items;
+    uint32_t segment = items[i].segment;
+    return !b->plan->segments[segment].shared &&
+           (items[i].row_count > 1 || (i != 0 && items[i - 1].segment == segment) ||
+            (i + 1 < b->plan->num_items && items[i + 1].segment == segment));
+}
+
+/* Batch-invariant kinds follow from the segment, not from the rows that an item happens to have. */
+static uint32_t kind_of(const struct schedule_builder *b, uint32_t item, uint32_t packed)
+{
+    bool wide =
+        b->tuning->batch_invariant &&
+        (b->plan->segments[b->plan->items[item].segment].shared || is_own_of_several(b, item));
+    if (packed <= RELAY_CUDA_ROWS_NARROW && !wide) {
         return RELAY_CUDA_NARROW;
     }
     return packed <= RELAY_CUDA_ROWS_WIDE ? RELAY_CUDA_WIDE : RELAY_CUDA_PAIR;
@@ -92,7 +104,7 @@ static enum relay_code add_tile(struct schedule_builder *b, uint32_t item, uint3
         .item = item,
         .packed_begin = begin,
         .packed_end = end,
-        .kind = kind_of(b, &b->plan->items[item], end - begin),
+        .kind = kind_of(b, item, end - begin),
     };
     return RELAY_OK;
 }

@@ -31,11 +31,11 @@ static bool fits_shape(const struct relay_cuda_traits *t, const struct relay_sha
 
 uint32_t relay_cuda_select(const struct relay_cuda_traits *const *traits, uint32_t num,
                            const struct relay_shape *shape, const struct relay_cuda_device *device,
-                           const char *name)
+                           bool wide, const char *name)
 {
     for (uint32_t i = 0; i < num; i++) {
         if (fits_device(traits[i], device) && fits_shape(traits[i], shape) &&
-            (name == NULL || strcmp(name, traits[i]->name) == 0)) {
+            (name == NULL ? wide || !traits[i]->pair : strcmp(name, traits[i]->name) == 0)) {
             return i;
         }
     }

@@ -25,9 +25,10 @@ struct relay_cuda_device {
     uint32_t multiprocessors;
 };
 
-/* The index of the first that fits, or `num`. `name`: only this one, NULL = any. */
+/* The index of the first that fits, or `num`. `wide`: there is much work of more than 64 packed
+ * rows, and warpgroups may share it. `name`: only this one, NULL = any. */
 uint32_t relay_cuda_select(const struct relay_cuda_traits *const *traits, uint32_t num,
                            const struct relay_shape *shape, const struct relay_cuda_device *device,
-                           const char *name);
+                           bool wide, const char *name);
 
 #endif

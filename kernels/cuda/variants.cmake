@@ -1,24 +1,30 @@
 # The kernels: one line an instantiation, one instantiation a file, better ones first.
 #
-#   name              engine dtype dim stages  capability (least, most; 0 = no limit)
+#   name              engine dtype dim stages warpgroups  capability (least, most; 0 = no limit)
 #
+# With two warpgroups a block fills a multiprocessor, and they share tiles of 128 rows; such kernels
+# are for plans with items of so many rows. With one, two blocks do, of two launches if need be.
 # wgmma needs sm_90a code, which runs on 9.0 alone. -DRELAY_KERNELS=<regex> builds those whose names
 # match (and the kernel for every shape), for quick work on one of them.
 set(RELAY_CUDA_VARIANTS
-  "wgmma_bf16_64     wgmma  bf16   64 6       90 90"
-  "wgmma_f16_64      wgmma  f16    64 6       90 90"
-  "wgmma_bf16_128    wgmma  bf16  128 3       90 90"
-  "wgmma_f16_128     wgmma  f16   128 3       90 90"
-  "mma_bf16_64       mma    bf16   64 4       80 0"
-  "mma_f16_64        mma    f16    64 4       80 0"
-  "mma_bf16_96       mma    bf16   96 3       80 0"
-  "mma_f16_96        mma    f16    96 3       80 0"
-  "mma_bf16_128      mma    bf16  128 2       80 0"
-  "mma_f16_128       mma    f16   128 2       80 0"
-  "mma_bf16_192      mma    bf16  192 2       80 0"
-  "mma_f16_192       mma    f16   192 2       80 0"
-  "mma_bf16_256      mma    bf16  256 2       80 0"
-  "mma_f16_256       mma    f16   256 2       80 0")
+  "pair_bf16_64      wgmma  bf16   64 6 2     90 90"
+  "pair_f16_64       wgmma  f16    64 6 2     90 90"
+  "pair_bf16_128     wgmma  bf16  128 3 2     90 90"
+  "pair_f16_128      wgmma  f16   128 3 2     90 90"
+  "wgmma_bf16_64     wgmma  bf16   64 6 1     90 90"
+  "wgmma_f16_64      wgmma  f16    64 6 1     90 90"
+  "wgmma_bf16_128    wgmma  bf16  128 3 1     90 90"
+  "wgmma_f16_128     wgmma  f16   128 3 1     90 90"
+  "mma_bf16_64       mma    bf16   64 4 1     80 0"
+  "mma_f16_64        mma    f16    64 4 1     80 0"
+  "mma_bf16_96       mma    bf16   96 3 1     80 0"
+  "mma_f16_96        mma    f16    96 3 1     80 0"
+  "mma_bf16_128      mma    bf16  128 2 1     80 0"
+  "mma_f16_128       mma    f16   128 2 1     80 0"
+  "mma_bf16_192      mma    bf16  192 2 1     80 0"
+  "mma_f16_192       mma    f16   192 2 1     80 0"
+  "mma_bf16_256      mma    bf16  256 2 1     80 0"
+  "mma_f16_256       mma    f16   256 2 1     80 0")
 
 set(RELAY_KERNELS "" CACHE STRING "Regular expression of the CUDA kernels to build; empty = all")
 
@@ -34,8 +40,9 @@ function(relay_cuda_generate sources table_source)
     list(GET fields 2 dtype)
     list(GET fields 3 KERNEL_DIM)
     list(GET fields 4 KERNEL_STAGES)
-    list(GET fields 5 KERNEL_LEAST)
-    list(GET fields 6 KERNEL_MOST)
+    list(GET fields 5 KERNEL_GROUPS)
+    list(GET fields 6 KERNEL_LEAST)
+    list(GET fields 7 KERNEL_MOST)
     if(RELAY_KERNELS AND NOT KERNEL_NAME MATCHES "${RELAY_KERNELS}")
       continue()
     endif()

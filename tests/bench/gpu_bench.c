@@ -547,11 +547,13 @@ static const struct {
     {"two launches", {.two_launches = true}},
     {"no overlap", {.no_overlap = true}},
     {"no early", {.no_early = true}},
+    {"pair", {.kernel = "pair_bf16_128"}},
+    {"single", {.kernel = "wgmma_bf16_128"}},
+    {"1 block", {.kernel = "wgmma_bf16_128", .blocks = 1}},
+    {"mma", {.kernel = "mma_bf16_128"}},
     {"heads 1", {.tuning = {.narrow_heads = 1}}},
     {"heads 2", {.tuning = {.narrow_heads = 2}}},
     {"heads 4", {.tuning = {.narrow_heads = 4}}},
-    {"keep own", {.keep_own = true}},
-    {"mma", {.kernel = "mma_bf16_128"}},
     {"invariant", {.tuning = {.batch_invariant = true}}},
 };
 

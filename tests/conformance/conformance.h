@@ -1,5 +1,6 @@
 /* The frame of the conformance suite: every test here is compiled once and run against a backend
- * given by name:  test_conformance_attention cpu [--full] [--threads N] [--isa NAME]
+ * given by name:  test_conformance_attention cpu [--full] [--threads N] [--batch-invariant] [--isa
+ * NAME]
  *
  * A backend that opens with UNAVAILABLE skips with its reason; any other error fails. What a
  * backend is known not to do is in the table below with the reason, so that nothing else can hide
@@ -45,6 +46,8 @@ static inline int conformance_open(int argc, char **argv)
     enum relay_code code;
     for (int i = 2; i < argc; i++) {
         full = full || strcmp(argv[i], "--full") == 0;
+        options.batch_invariant =
+            options.batch_invariant || strcmp(argv[i], "--batch-invariant") == 0;
         if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) {
             options.threads = (uint32_t)strtoul(argv[i + 1], NULL, 10);
         }

@@ -198,6 +198,7 @@ static void test_invariance_any_thread_count(void)
             struct problem again;
             options.threads = threads[t];
             options.isa = isa;
+            options.batch_invariant = true;
             CHECK_OK(relay_backend_open(name, &options, &other, &err), err);
             CHECK_OK(problem_init(&again, other, &config, &err), err);
             run_plan(&again, NULL);

@@ -20,7 +20,6 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         w.descriptor_keep(w.warp, unit, w.descriptor_word(unit));
     }
     w.group_barrier();
-    launch_next();
     uint64_t queries = 0;
     const bool asks =
         C::QUERIES_IN_REGISTERS && w.slot(0).valid && w.kind_of(w.slot(0).unit) != RELAY_CUDA_MERGE;
@@ -31,6 +30,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     for (int early = (p.flags & RELAY_CUDA_P_EARLY) != 0 ? 1 : 0; early >= 0; early--) {
         if (!early) {
             launch_wait();
+            /* Not before: what comes after the next launch may then rely on this one's past. */
+            launch_next();
             if (asks) {
                 w.load_queries(queries);
                 cp_async_commit();
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         if (w.warp == 0) {
             w.look_ahead_finish();
         }
-        if (C::WGMMA && kind == RELAY_CUDA_PAIR) {
+        if (C::PAIRS && kind == RELAY_CUDA_PAIR) {
             barrier(0, C::THREADS);
         } else {
             w.group_barrier();

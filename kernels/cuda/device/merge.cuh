@@ -24,13 +24,23 @@ __device__ __forceinline__ float4 multiply_add(float w, float4 a, float4 b)
     return make_float4(fmaf(w, a.x, b.x), fmaf(w, a.y, b.y), fmaf(w, a.z, b.z), fmaf(w, a.w, b.w));
 }
 
+/* Spins until a wait is taken for one without end; 0: never. For tests, where a hang must not hold
+ * the device. */
+#ifndef RELAY_CUDA_SPINS
+#define RELAY_CUDA_SPINS 0
+#endif
+
 /* Waits for a flag, takes it and sets it back. */
 __device__ __forceinline__ float partial_take(uint32_t *flag)
 {
     uint32_t bits = load_acquire(flag);
+    uint32_t spins = 0;
     while (bits == RELAY_CUDA_LSE_PENDING) {
         __nanosleep(20);
         bits = load_acquire(flag);
+        if (RELAY_CUDA_SPINS != 0 && ++spins == RELAY_CUDA_SPINS) {
+            __trap();
+        }
     }
     store_relaxed(flag, RELAY_CUDA_LSE_PENDING);
     return __uint_as_float(bits);

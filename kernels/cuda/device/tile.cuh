@@ -38,20 +38,24 @@ struct row_slope {
 /* Small things of one warpgroup; rows by the warp that computes them. */
 struct group_memory {
     unit_slot ring[RELAY_CUDA_RING];
-    float2 state[4][16];           /* (max, sum) of each warp's rows of a NARROW unit */
-    row_interval intervals[4][16]; /* of a MASKED unit's rows */
+    /* A warp needs its intervals until its last tile, its state from then on. */
+    union {
+        float2 state[4][16];           /* (max, sum) of each warp's rows of a NARROW unit */
+        row_interval intervals[4][16]; /* of a MASKED unit's rows */
+    };
 };
 
 struct group_slopes {
     row_slope rows[4][16];
 };
 
-template <typename T_, int D_, int STAGES_, bool WGMMA_> struct config {
+template <typename T_, int D_, int STAGES_, bool WGMMA_, int GROUPS_> struct config {
     using T = T_;
     static constexpr int D = D_; /* both head dims, padded */
     static constexpr int STAGES = STAGES_;
     static constexpr bool WGMMA = WGMMA_;
-    static constexpr int GROUPS = WGMMA ? 2 : 1; /* warpgroups of a block */
+    static constexpr int GROUPS = GROUPS_;     /* warpgroups of a block */
+    static constexpr bool PAIRS = GROUPS == 2; /* which may share tiles */
     static constexpr int THREADS = 128 * GROUPS;
     static constexpr int ROWS = 64 * GROUPS; /* tokens of a stage; rows of queries */
     static constexpr int CHUNKS = D / 8;

@@ -82,8 +82,8 @@ template <class C> struct wide_wgmma {
 
     __device__ __forceinline__ wide_wgmma(worker<C> &worker_, const relay_cuda_unit &unit,
                                           uint32_t head_)
-        : w(worker_), u(unit), head(head_), pair(w.kind_of(unit) == RELAY_CUDA_PAIR), tile(0),
-          scale(scale_of<C>(worker_.p))
+        : w(worker_), u(unit), head(head_), pair(C::PAIRS && w.kind_of(unit) == RELAY_CUDA_PAIR),
+          tile(0), scale(scale_of<C>(worker_.p))
     {
         const uint32_t first = w.first_token(u);
         num_parts = (u.token_end - first + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;

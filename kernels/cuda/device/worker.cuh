@@ -235,7 +235,7 @@ template <class C> struct worker {
         case RELAY_CUDA_NARROW:
             return 6 - (p.narrow_heads >> 1);
         case RELAY_CUDA_PAIR:
-            return 7;
+            return C::PAIRS ? 7 : 6;
         default:
             return 6;
         }
@@ -252,9 +252,12 @@ template <class C> struct worker {
     /* The first of this warp's 16 tokens in a tile. */
     __device__ __forceinline__ uint32_t warp_token(const relay_cuda_unit &u, uint32_t tile) const
     {
-        uint32_t part = kind_of(u) == RELAY_CUDA_PAIR     ? group * 4 + warp
-                        : kind_of(u) == RELAY_CUDA_NARROW ? warp % head_warps()
-                                                          : warp;
+        uint32_t part = warp;
+        if (C::PAIRS && kind_of(u) == RELAY_CUDA_PAIR) {
+            part = group * 4 + warp;
+        } else if (kind_of(u) == RELAY_CUDA_NARROW) {
+            part = warp % head_warps();
+        }
         return first_token(u) + (tile << tile_shift(u)) + part * 16;
     }
 
@@ -290,7 +293,7 @@ template <class C> struct worker {
         case RELAY_CUDA_WIDE:
             return warp * 16;
         default:
-            return group * 64 + warp * 16;
+            return C::PAIRS ? group * 64 + warp * 16 : warp * 16;
         }
     }
 

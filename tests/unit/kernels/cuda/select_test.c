@@ -2,13 +2,15 @@
 #include "cuda/select.h"
 #include "testlib/check.h"
 
+static const struct relay_cuda_traits pair = {
+    "pair_bf16_128", RELAY_DTYPE_BF16, 128, 90, 90, 2, false, true, 231000};
 static const struct relay_cuda_traits wgmma = {
-    "wgmma_bf16_128", RELAY_DTYPE_BF16, 128, 90, 90, 2, false, true, 231000};
+    "wgmma_bf16_128", RELAY_DTYPE_BF16, 128, 90, 90, 1, false, false, 115000};
 static const struct relay_cuda_traits mma = {
     "mma_bf16_128", RELAY_DTYPE_BF16, 128, 80, 0, 1, true, false, 83000};
 static const struct relay_cuda_traits simt = {
     "simt", RELAY_DTYPE_UNSPECIFIED, 576, 0, 0, 0, true, false, 0};
-static const struct relay_cuda_traits *const table[] = {&wgmma, &mma, &simt};
+static const struct relay_cuda_traits *const table[] = {&pair, &wgmma, &mma, &simt};
 
 static const struct relay_cuda_device h200 = {90, 232448, 132};
 static const struct relay_cuda_device a100 = {80, 166912, 108};
@@ -31,8 +33,8 @@ static struct relay_shape shape_of(uint32_t dqk, uint32_t dv, enum relay_dtype k
 
 static const char *chosen(const struct relay_shape *shape, const struct relay_cuda_device *device)
 {
-    uint32_t i = relay_cuda_select(table, 3, shape, device, NULL);
-    return i < 3 ? table[i]->name : "none";
+    uint32_t i = relay_cuda_select(table, 4, shape, device, false, NULL);
+    return i < 4 ? table[i]->name : "none";
 }
 
 static void test_select_by_device(void)
@@ -70,9 +72,18 @@ static void test_select_by_shape(void)
 static void test_select_by_name(void)
 {
     struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
-    CHECK_EQ(relay_cuda_select(table, 3, &shape, &h200, "mma_bf16_128"), 1);
-    CHECK_EQ(relay_cuda_select(table, 3, &shape, &a100, "wgmma_bf16_128"), 3);
-    CHECK_EQ(relay_cuda_select(table, 3, &shape, &h200, "no such"), 3);
+    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, true, "mma_bf16_128"), 2);
+    CHECK_EQ(relay_cuda_select(table, 4, &shape, &a100, true, "wgmma_bf16_128"), 4);
+    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, false, "pair_bf16_128"), 0);
+    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, false, "no such"), 4);
+}
+
+static void test_select_by_width(void)
+{
+    struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
+    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, true, NULL), 0);
+    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, false, NULL), 1);
+    CHECK_EQ(relay_cuda_select(table, 4, &shape, &a100, true, NULL), 2);
 }
 
 int main(void)
@@ -80,5 +91,6 @@ int main(void)
     CHECK_RUN(test_select_by_device);
     CHECK_RUN(test_select_by_shape);
     CHECK_RUN(test_select_by_name);
+    CHECK_RUN(test_select_by_width);
     return check_done();
 }
