@@ -167,6 +167,19 @@ void relay_cpu_pages_read(const struct relay_pages_span *span, void *k, void *v)
     read_image(span, &images[1], v);
 }
 
+/* Asks for the cache lines that put_token will write. */
+static void expect_token(const struct image *image, const uint32_t *pages, uint32_t token,
+                         uint32_t head)
+{
+    size_t count, bytes, step;
+    const unsigned char *to = token_at(image, pages, token, head, &count, &bytes, &step);
+    const size_t end = count * (step != 0 ? step : bytes);
+    const size_t line = step > 64 ? step : 64;
+    for (size_t i = 0; i < end; i += line) {
+        __builtin_prefetch(to + i, 1);
+    }
+}
+
 void relay_cpu_append_rows(const struct relay_problem *problem, const struct relay_append *append,
                            uint32_t first, uint32_t count)
 {
@@ -186,6 +199,10 @@ void relay_cpu_append_rows(const struct relay_problem *problem, const struct rel
         size_t src_row = (size_t)append->row_begin + i;
         for (uint32_t h = 0; h < heads; h++) {
             size_t src = (src_row * heads + h) * io_elem;
+            if (h + 1 < heads) {
+                expect_token(k_to, pages, token, h + 1);
+                expect_token(v_to, pages, token, h + 1);
+            }
             relay_host_store_row(shape, row, (const unsigned char *)io->k + src * k_to->dim,
                                  k_to->dim, relay_kv_scale(problem->kv.k_scale, h));
             put_token(k_to, pages, token, h, row);

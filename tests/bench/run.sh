@@ -12,7 +12,7 @@
 #   --json            one JSON object a line, as the benches print them
 #   RELAY_BUILD_DIR   build folder (build/release); its relayd, relayctl and benches must be built
 #   RELAY_BENCH_PYTHON  a Python with torch, for --peers; without it the environment that
-#                     tests/engine/run.sh made in some build folder
+#                     tests/engine/run.sh made
 #   RELAY_BENCH_NICE  a command in front of all, e.g. "chrt -f 10" on a machine with other work
 #
 # rpc is: unary and stream calls of 384 KiB in and 256 KiB out, by turns with a bare C core echo of
@@ -54,14 +54,14 @@ shared_prompt() {
 
 # A Python that has torch.
 peer_python() {
-  local venv
-  for venv in build/*/engine-venv-*; do
+  local cache=${ENGINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/relay-engine} venv
+  for venv in "$cache"/engine-venv-*; do
     if [ -e "$venv/ready" ]; then
       echo "$venv/bin/python"
       return
     fi
   done
-  echo "run.sh: no torch; tests/engine/run.sh $build makes an environment" >&2
+  echo "run.sh: no torch in $cache; tests/engine/run.sh $build makes an environment" >&2
   return 1
 }
 
