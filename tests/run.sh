@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs all the tests and ends with one line: N passed, N failed, N skipped.
 #
-# Usage: tests/run.sh [--quick | --full] [--only STEP]... [--no-deps] [--inside-chroot]
+# Usage: tests/run.sh [--quick | --full] [--engine] [--only STEP]... [--no-deps] [--inside-chroot]
 #   --quick          the release build's tests only
 #   --full           also what takes long: every conformance shape, the whole suite in the chroot
+#   --engine         also a real engine with real weights: downloads 1.1 GB, once
 #   --only STEP      one step (may be given again): deps python release dev tsan fuzz quickstart
-#                    chroot conformance
+#                    chroot conformance engine
 #   --no-deps        install nothing
 #   --inside-chroot  leave out what cannot run inside itself
 #
@@ -13,16 +14,17 @@
 # environment, which later steps use too; release, dev (ASan, UBSan) and tsan build in build/STEP and
 # run ctest; fuzz fuzzes briefly; quickstart is the README's other command; chroot runs both commands
 # on a fresh Debian in a folder (needs root); conformance, with --full only, is the suite on the cpu
-# backend with the shapes that take minutes each.
+# backend with the shapes that take minutes each; engine, with --engine, is Transformers on relayd.
 # A step that cannot run says why and counts as one skipped. Each step's log is build/logs/STEP.log.
 # Exit code: 0 nothing failed, 1 something did, 64 bad arguments.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
 usual_steps="deps python release dev tsan fuzz quickstart chroot"
-all_steps="$usual_steps conformance"
+all_steps="$usual_steps conformance engine"
 mode=normal
 inside=no
+engine=no
 only=""
 steps=$usual_steps
 while [ $# -gt 0 ]; do
@@ -32,6 +34,7 @@ while [ $# -gt 0 ]; do
     mode=full
     steps="$steps conformance"
     ;;
+  --engine) engine=yes ;;
   --no-deps) steps=${steps/deps /} ;;
   --inside-chroot) inside=yes ;;
   --only)
@@ -43,7 +46,7 @@ while [ $# -gt 0 ]; do
     shift
     ;;
   *)
-    sed -n '2,18s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
     exit 64
     ;;
   esac
@@ -51,6 +54,7 @@ while [ $# -gt 0 ]; do
 done
 [ "$mode" != quick ] || steps="${steps%%dev*}"
 [ "$inside" = no ] || steps=${steps/ chroot/}
+[ "$engine" = no ] || steps="$steps engine"
 [ -z "$only" ] || steps=$only
 
 logs=build/logs
@@ -152,6 +156,15 @@ step_conformance() {
   done
   echo "$good $bad 0" >"$logs/counts"
   [ "$bad" -eq 0 ]
+}
+step_engine() {
+  local code
+  build release || return 1
+  tests/engine/run.sh build/release | tee "$logs/engine.out"
+  code=${PIPESTATUS[0]}
+  sed -n '$s/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "$logs/engine.out" \
+    >"$logs/counts"
+  return "$code"
 }
 step_quickstart() {
   deploy/quickstart.sh

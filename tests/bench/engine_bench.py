@@ -2,15 +2,17 @@
 """A Transformers engine on relayd against the same engine with its own attention (sdpa) and cache.
 
 Decode steps of B users on one system prompt, each with a few tokens of its own: tokens/s, and what a
-layer's attention costs the engine. Its own: sdpa and the cache's update. With relayd: the whole
-call, of which compute_us is the service's kernels; the rest is the way there and back. Steps of the
-two alternate, so that both see the same machine; medians. JSON, a line a measurement.
+layer's attention costs the engine. Its own: sdpa and the cache's update, with the quicker of
+Transformers' dynamic and static caches. With relayd: the whole call, of which compute_us is the
+service's kernels; the rest is the way there and back. The sides' steps alternate, so that all see the
+same machine; medians. JSON, a line a measurement, then a table. Within --seconds-max.
 
 `memory` is the other part: 4 processes on one prompt, and how relayd's resident memory grows.
 
-Usage: engine_bench.py --relayd BINARY [--gemma FOLDER] [--only gemma|llama|memory]...
-       [--prompts 700,4000] [--batches 1,4,16] [--steps 12] [--own-cache dynamic|static]
-Run it with OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from relayd.
+Usage: tests/engine/run.sh BUILD_DIR --bench [--only gemma|llama|memory]... [--prompts 700,4000]
+       [--batches 1,4,16] [--steps 12] [--own-cache dynamic|static|both] [--seconds-max 420]
+which runs it with OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from
+relayd.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import torch
@@ -36,6 +39,7 @@ import relay  # noqa: E402
 import relay.transformers as rt  # noqa: E402
 from relay.transformers import _attention  # noqa: E402
 
+STARTED = time.monotonic()
 OWN_TOKENS = 16  # of each user, after the prompt
 spent = {"attention": 0.0, "cache": 0.0}
 
@@ -123,61 +127,73 @@ def step(side, tokens):
     return logits, time.perf_counter() - start, spent["attention"], spent["cache"]
 
 
-def compare(name, model, engine, client, layers, prompt_tokens, batch, steps, kind):
-    """Both sides, step by step in turn, fed with the same tokens."""
+def compare(name, model, engine, client, layers, prompt_tokens, batch, steps, kinds):
+    """All sides, step by step in turn, fed with the same tokens. Transformers' own side is the quicker
+    of its caches."""
     generator = torch.Generator().manual_seed(batch)
     tokens = torch.randint(5, 1000, (batch, OWN_TOKENS), generator=generator)
 
-    def as_own():
-        model.config._attn_implementation = "timed_sdpa"
+    def use(kind):
+        model.config._attn_implementation = "relay" if kind == "relay" else "timed_sdpa"
 
-    def as_relay():
-        model.config._attn_implementation = "relay"
-
-    as_own()
-    own = Own(model, layers, batch, tokens, kind, steps)
-    as_relay()
-    other = Relay(engine, "bench", batch, tokens)
-    rows = {"own": [], "relay": []}
+    use("own")
+    sides = {kind: Own(model, layers, batch, tokens, kind, steps) for kind in kinds}
+    use("relay")
+    sides["relay"] = Relay(engine, "bench", batch, tokens)
+    rows = {kind: [] for kind in sides}
     difference = 0.0
     for i in range(steps + 1):
         tokens = torch.randint(5, 1000, (batch, 1), generator=generator)
-        as_own()
-        expected, *own_times = step(own, tokens)
-        as_relay()
-        before = client.server_info()
-        got, *relay_times = step(other, tokens)
+        before, logits = client.server_info(), {}
+        for kind, side in sides.items():
+            use(kind)
+            logits[kind], *times = step(side, tokens)
+            rows[kind].append(times)
         after = client.server_info()
-        difference = max(difference, float((got - expected).abs().max()))
-        if i > 0:  # the first warms up
-            rows["own"].append(own_times)
-            rows["relay"].append([*relay_times, (after.compute_us - before.compute_us) / 1e6,
-                                  after.prompt_bytes_read - before.prompt_bytes_read])
-    own.close()
-    other.close()
-    a = [statistics.median(column) for column in zip(*rows["own"])]
-    b = [statistics.median(column) for column in zip(*rows["relay"])]
+        rows["relay"][-1] += [(after.compute_us - before.compute_us) / 1e6, after.prompt_bytes_read - before.prompt_bytes_read]
+        difference = max(difference, *(float((logits["relay"] - logits[kind]).abs().max()) for kind in kinds))
+    for side in sides.values():
+        side.close()
+    # The first step warms up.
+    medians = {kind: [statistics.median(column) for column in zip(*found[1:])] for kind, found in rows.items()}
+    quicker = min(kinds, key=lambda kind: medians[kind][0])
+    a, b = medians[quicker], medians["relay"]
     count, us = len(engine.spec), 1e6 / len(engine.spec)
-    print(json.dumps({
+    measured = {
         "bench": "engine", "model": name, "prompt_tokens": prompt_tokens, "batch": batch, "layers": count, "steps": steps,
-        "own_cache": kind,
+        "own_cache": quicker, **{f"own_{kind}_tokens_per_s": round(batch / medians[kind][0], 2) for kind in kinds},
         "own_tokens_per_s": round(batch / a[0], 2), "relay_tokens_per_s": round(batch / b[0], 2), "ratio": round(a[0] / b[0], 2),
         "own_layer_us": round((a[1] + a[2]) * us), "own_layer_sdpa_us": round(a[1] * us), "own_layer_cache_us": round(a[2] * us),
         "relay_layer_us": round(b[1] * us), "relay_layer_compute_us": round(b[3] * us),
         "relay_layer_rest_us": round((b[1] - b[3]) * us), "prompt_bytes_read_per_step": round(b[4]),
-        "logits_difference": float(f"{difference:.1e}"), "torch_threads": torch.get_num_threads()}), flush=True)
+        "logits_difference": float(f"{difference:.1e}"), "torch_threads": torch.get_num_threads()}
+    print(json.dumps(measured), flush=True)
+    return measured
 
 
-def decode(name, model, relayd, prompts, batches, steps, kind):
+def decode(name, model, args, prompts, batches, found):
     generator = torch.Generator().manual_seed(1)
+    kinds = ["dynamic", "static"] if args.own_cache == "both" else [args.own_cache]
     for prompt_tokens in prompts:
-        with Server(relayd, "--backend", "cpu") as server, relay.Client(server.target) as client:
+        with Server(args.relayd, "--backend", "cpu") as server, relay.Client(server.target) as client:
             with rt.attach(model, client, kv_dtype="f32", model_key=name) as engine:
                 ids = torch.randint(5, 1000, (prompt_tokens,), generator=generator).tolist()
                 layers = rt.compute_kv(engine, ids)
                 client.register_prompt("bench", engine.spec, layers)
                 for batch in batches:
-                    compare(name, model, engine, client, layers, prompt_tokens, batch, steps, kind)
+                    if time.monotonic() - STARTED > args.seconds_max:
+                        print(f"# out of time: {name}, prompt {prompt_tokens}, batch {batch} left out", file=sys.stderr)
+                        continue
+                    found.append(compare(name, model, engine, client, layers, prompt_tokens, batch, args.steps, kinds))
+
+
+def table(found):
+    print("\n| model | prompt | B | own tokens/s (cache) | relayd tokens/s | ratio | own us a layer: sdpa + cache "
+          "| relayd us a layer: kernels + rest |\n|---|---|---|---|---|---|---|---|")
+    for m in found:
+        print(f"| {m['model']} | {m['prompt_tokens']} | {m['batch']} | {m['own_tokens_per_s']} ({m['own_cache']}) "
+              f"| {m['relay_tokens_per_s']} | {m['ratio']} | {m['own_layer_sdpa_us']} + {m['own_layer_cache_us']} "
+              f"| {m['relay_layer_compute_us']} + {m['relay_layer_rest_us']} |")
 
 
 # ---- memory
@@ -230,22 +246,26 @@ def main():
         return context_worker(sys.argv[2], *map(int, sys.argv[3:]))
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--relayd", required=True)
-    parser.add_argument("--gemma", help="the converted weights (tests/engine/run.sh keeps them in the build folder)")
+    parser.add_argument("--cache", help="folder of the converted weights, as tests/engine/run.sh makes them")
     parser.add_argument("--only", action="append", choices=["gemma", "llama", "memory"])
     parser.add_argument("--prompts", default="700,4000")
     parser.add_argument("--batches", default="1,4,16")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--own-cache", choices=["dynamic", "static"], default="dynamic")
+    parser.add_argument("--own-cache", choices=["dynamic", "static", "both"], default="both")
+    parser.add_argument("--seconds-max", type=float, default=420, help="cells that would begin later are left out")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     prompts, batches = ([int(n) for n in text.split(",")] for text in (args.prompts, args.batches))
     parts = args.only or ["gemma", "llama", "memory"]
-    if "gemma" in parts and args.gemma:
-        decode("gemma3-270m", gemma.load(args.gemma)[0], args.relayd, prompts, batches, args.steps, args.own_cache)
-    if "llama" in parts:
-        decode("llama", llama(), args.relayd, prompts, batches, args.steps, args.own_cache)
+    found = []
     if "memory" in parts:
         memory(args.relayd, max(prompts))
+    if "gemma" in parts and args.cache:
+        folder = gemma.folder(types.SimpleNamespace(cache=Path(args.cache)))
+        decode("gemma3-270m", gemma.load(folder)[0], args, prompts, batches, found)
+    if "llama" in parts:
+        decode("llama", llama(), args, prompts, batches, found)
+    table(found)
 
 
 main()

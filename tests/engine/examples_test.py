@@ -30,8 +30,8 @@ def run(harness, name, *options, relayd=None, **kwargs):
 def test_chat(harness):
     """Two turns; a second process finds the prompt."""
     with harness.server() as server:
-        for times in (0, 1):
-            out = run(harness, "chat.py", "--tokens", "12", relayd=server.target, input="When do you open on Saturday?\nAnd Sunday?\n")
+        for times, said in enumerate(("When do you open on Saturday?\nAnd Sunday?\n", "Hello\n")):
+            out = run(harness, "chat.py", "--tokens", "8", relayd=server.target, input=said)
             head, *answers = out.splitlines()
             assert f"used {times} times before" in head, head
             assert "".join(answers).strip()
@@ -39,7 +39,7 @@ def test_chat(harness):
 
 
 def test_serve_many(harness):
-    said = json.loads(run(harness, "serve_many.py", "--users", "4", "--workers", "2", "--tokens", "6", "--repeat", "2"))
+    said = json.loads(run(harness, "serve_many.py", "--users", "4", "--workers", "2", "--tokens", "4", "--repeat", "2"))
     with_relay, alone = said["relay"], said["transformers alone"]
     assert said["prompt_tokens"] > 100
     pages = with_relay["prompt_bytes_held"] / (alone["prompt_bytes_held"] / 4)

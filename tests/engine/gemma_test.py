@@ -33,7 +33,7 @@ from small_models import kind, none
 
 transformers.logging.set_verbosity_error()
 TOKENS = 48
-FAULT_USERS, FAULT_TOKENS = [0, 3], 8
+FAULT_USERS, FAULT_TOKENS = [0, 3], 4
 PROMPT = "library/1"
 
 
