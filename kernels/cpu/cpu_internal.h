@@ -21,6 +21,8 @@ struct cpu_job {
     size_t scratch_stride;              /* bytes */
     size_t attend_bytes;                /* of a thread's scratch; a DIRECT item's results follow */
     uint32_t append_rows;
+    uint32_t prompts;   /* items of prompts, which come first and may be long */
+    uint32_t own_heads; /* KV heads of a task of the items after them: a divisor of all */
 };
 
 struct cpu_backend {

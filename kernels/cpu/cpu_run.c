@@ -10,6 +10,8 @@
 
 #define APPEND_ROWS_OF_TASK 2u
 #define MERGE_HEADS_OF_TASK 32u /* query heads over rows, about */
+#define OWN_HEADS_MAX       8u
+#define TASKS_OF_THREAD     16u /* at least, if a task has more than one head */
 #define READ_PAST           64u /* what merging may read past the end of partial results */
 
 _Static_assert(CPU_JOBS_MAX *CPU_STAGES_OF_JOB <= RELAY_CPU_POOL_STAGES_MAX,
@@ -71,6 +73,17 @@ size_t cpu_workspace_bytes(const struct relay_backend *backend, const struct rel
     return layout_of((const struct cpu_backend *)backend, shape, plan).total;
 }
 
+/* As many as leave each thread enough tasks to end with the others. */
+static uint32_t own_heads_of_task(uint32_t heads, uint32_t items, uint32_t threads)
+{
+    uint32_t n = 1;
+    while (n < OWN_HEADS_MAX && heads % (2 * n) == 0 &&
+           (uint64_t)items * heads / (2 * n) >= (uint64_t)threads * TASKS_OF_THREAD) {
+        n *= 2;
+    }
+    return n;
+}
+
 static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
                      const struct relay_problem *problem)
 {
@@ -88,6 +101,13 @@ static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
     for (uint32_t a = 0; a < problem->plan->num_appends; a++) {
         job->append_rows += problem->plan->appends[a].q_len;
     }
+    job->prompts = 0;
+    while (job->prompts < problem->plan->num_items &&
+           problem->plan->segments[problem->plan->items[job->prompts].segment].shared) {
+        job->prompts++;
+    }
+    job->own_heads = own_heads_of_task(kind->num_kv_heads, problem->plan->num_items - job->prompts,
+                                       cpu->base.info.threads);
     if (problem->plan->num_items == 0) {
         return; /* no workspace, and nothing that would use it */
     }
@@ -130,51 +150,92 @@ static void append_task(void *context, uint32_t task, uint32_t next, uint32_t th
     }
 }
 
-static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
+/* What a task computes: one KV head of a prompt's item, or a few of a request's own, since heads
+ * lie side by side in a page and what a core reads ahead of one is the beginning of the next. */
+struct place {
+    uint32_t item;
+    uint32_t head;
+    uint32_t heads;
+};
+
+static struct place place_of(const struct cpu_job *job, uint32_t task)
 {
-    const struct cpu_job *job = context;
+    const uint32_t heads = job->problem.shape->kind.num_kv_heads;
+    const uint32_t prompt_tasks = job->prompts * heads;
+    if (task < prompt_tasks) {
+        return (struct place){task / heads, task % heads, 1};
+    }
+    const uint32_t parts = heads / job->own_heads;
+    task -= prompt_tasks;
+    return (struct place){job->prompts + task / parts, task % parts * job->own_heads,
+                          job->own_heads};
+}
+
+static uint32_t item_tasks(const struct cpu_job *job)
+{
+    const uint32_t heads = job->problem.shape->kind.num_kv_heads;
+    return job->prompts * heads +
+           (job->problem.plan->num_items - job->prompts) * (heads / job->own_heads);
+}
+
+/* work's item and KV head, into the partial results or, if it is DIRECT, to the caller's tensors.
+ */
+static void attend_head(const struct cpu_job *job, struct relay_cpu_attend *work)
+{
     const struct relay_problem *problem = &job->problem;
     const struct relay_layer_kind *kind = &problem->shape->kind;
-    const struct relay_item *item = &problem->plan->items[task / kind->num_kv_heads];
+    const struct relay_item *item = work->item;
     const struct relay_cpu_isa *isa =
         job->isa[problem->plan->segments[item->segment].shared ? RELAY_CPU_PROMPT : RELAY_CPU_OWN];
-    uint32_t group = kind->num_q_heads / kind->num_kv_heads;
-    unsigned char *scratch = job->scratch + thread * job->scratch_stride;
-    struct relay_cpu_attend work = {
-        .problem = problem,
-        .item = item,
-        .kv_head = task % kind->num_kv_heads,
-        .packed = job->packed,
-        .scratch = scratch,
-    };
-    if (next != RELAY_CPU_NO_TASK) {
-        work.next_item = &problem->plan->items[next / kind->num_kv_heads];
-        work.next_kv_head = next % kind->num_kv_heads;
-    }
-    uint32_t head = work.kv_head * group;
+    const uint32_t group = kind->num_q_heads / kind->num_kv_heads;
+    const uint32_t head = work->kv_head * group;
     if (item->partial != RELAY_DIRECT) {
-        work.to = job->partials;
-        work.to.m += item->partial * work.to.head_stride + head;
-        work.to.l += item->partial * work.to.head_stride + head;
-        work.to.out += item->partial * work.to.out_stride + (size_t)head * kind->head_dim_v;
-        isa->attend(&work);
+        work->to = job->partials;
+        work->to.m += item->partial * work->to.head_stride + head;
+        work->to.l += item->partial * work->to.head_stride + head;
+        work->to.out += item->partial * work->to.out_stride + (size_t)head * kind->head_dim_v;
+        isa->attend(work);
         return;
     }
-    work.to.out = (float *)(void *)(scratch + job->attend_bytes);
-    work.to.out_stride = (size_t)group * kind->head_dim_v;
-    work.to.m = work.to.out + item->row_count * work.to.out_stride;
-    work.to.l = work.to.m + (size_t)item->row_count * group;
-    work.to.head_stride = group;
-    isa->attend(&work);
+    work->to.out = (float *)(void *)((unsigned char *)work->scratch + job->attend_bytes);
+    work->to.out_stride = (size_t)group * kind->head_dim_v;
+    work->to.m = work->to.out + item->row_count * work->to.out_stride;
+    work->to.l = work->to.m + (size_t)item->row_count * group;
+    work->to.head_stride = group;
+    isa->attend(work);
     for (uint32_t r = 0; r < item->row_count; r++) {
         job->isa[RELAY_CPU_PROMPT]->merge(
             &(struct relay_cpu_merge){.problem = problem,
                                       .row = &problem->plan->rows[item->row_begin + r],
-                                      .from = work.to,
+                                      .from = work->to,
                                       .index = &r,
                                       .count = 1,
                                       .q_head = head,
                                       .heads = group});
+    }
+}
+
+static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thread)
+{
+    const struct cpu_job *job = context;
+    const struct place at = place_of(job, task);
+    const struct relay_item *items = job->problem.plan->items;
+    struct relay_cpu_attend work = {
+        .problem = &job->problem,
+        .item = &items[at.item],
+        .packed = job->packed,
+        .next_item = &items[at.item],
+        .scratch = job->scratch + thread * job->scratch_stride,
+    };
+    for (uint32_t h = at.head; h < at.head + at.heads; h++) {
+        work.kv_head = h;
+        work.next_kv_head = h + 1;
+        if (h + 1 == at.head + at.heads) {
+            const struct place after = next != RELAY_CPU_NO_TASK ? place_of(job, next) : at;
+            work.next_item = next != RELAY_CPU_NO_TASK ? &items[after.item] : NULL;
+            work.next_kv_head = after.head;
+        }
+        attend_head(job, &work);
     }
 }
 
@@ -233,14 +294,10 @@ enum relay_code cpu_run(struct relay_backend *backend, const struct relay_proble
         relay_cpu_pool_wait(cpu->pool, cpu->last_stage[slot]);
     }
     job_init(job, cpu, problem);
-    uint32_t prompts = 0; /* items of prompts, which come first and may be long */
-    while (prompts < plan->num_items && plan->segments[plan->items[prompts].segment].shared) {
-        prompts++;
-    }
     (void)relay_cpu_pool_submit(cpu->pool, append_task, job,
                                 tasks_of(job->append_rows, APPEND_ROWS_OF_TASK), 0);
-    (void)relay_cpu_pool_submit(cpu->pool, item_task, job, (uint32_t)tasks,
-                                prompts * problem->shape->kind.num_kv_heads);
+    (void)relay_cpu_pool_submit(cpu->pool, item_task, job, item_tasks(job),
+                                job->prompts * problem->shape->kind.num_kv_heads);
     cpu->last_stage[slot] =
         relay_cpu_pool_submit(cpu->pool, merge_task, job,
                               tasks_of(plan->num_rows, merge_rows_of_task(problem->shape)), 0);
