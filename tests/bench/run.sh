@@ -4,6 +4,7 @@
 # Usage: tests/bench/run.sh rpc [--json]       what RPCs cost, against a bare gRPC echo
 #        tests/bench/run.sh kernels [OPTIONS]  kernels_bench, which explains its options
 #        tests/bench/run.sh pool [--threads N] what handing a small step to the threads costs
+#        tests/bench/run.sh service [--json]   a step of 32 rows through relayd, over the library call
 #        tests/bench/run.sh cpu [--peers] [--json] [OPTIONS]
 #                                              the cpu backend on a grid of cells against its machine,
 #                                              with --peers PyTorch by turns with it, in 15 minutes;
@@ -25,7 +26,7 @@ build=${RELAY_BUILD_DIR:-build/release}
 read -r -a nice <<<"${RELAY_BENCH_NICE:-env}"
 
 usage() {
-  sed -n '2,22s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,23s/^# \{0,1\}//p' "$0" >&2
   exit 64
 }
 
@@ -94,6 +95,9 @@ what=$1
 shift
 case $what in
 kernels | pool) exec "${nice[@]}" "$build/tests/bench/${what}_bench" "$@" ;;
+service)
+  exec python3 tests/bench/service_overhead.py --build "$build" --nice "${nice[*]}" "$@"
+  ;;
 cpu)
   cpu "$@"
   exit
