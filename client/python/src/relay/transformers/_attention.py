@@ -34,8 +34,8 @@ def relay_attention(
             kept.append((key[:, :, new:], value[:, :, new:]))
         function = _local(asked.implementation, module)
         return function(module, query, key, value, attention_mask, **options)
-    options.setdefault("alibi_slopes", getattr(module, "alibi_slopes", None))
     if isinstance(asked, Probe):
+        options.setdefault("alibi_slopes", getattr(module, "alibi_slopes", None))
         return asked.attend(module, query, key, value, attention_mask, options), None
     if options.get("dropout"):
         raise Unimplemented("relay has no dropout: put the model in eval mode")

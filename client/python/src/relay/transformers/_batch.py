@@ -96,6 +96,8 @@ class Batch:
     @staticmethod
     def _gather(tensor: Any, valid: torch.Tensor | None) -> torch.Tensor:
         """[B,H,T,D] -> [R,H,D] of the tokens that count, on the CPU."""
+        if valid is None and tensor.shape[2] == 1 and tensor.is_cpu:
+            return tensor.squeeze(2).contiguous()  # decoding: the shortest way
         rows = tensor.transpose(1, 2)
         rows = rows.flatten(0, 1) if valid is None else rows[valid.to(rows.device)]
         return rows.to("cpu").contiguous()
