@@ -1,6 +1,6 @@
-/* What this machine's kernels cost, measured once when the backend opens: a few milliseconds on one
- * thread, on keys that lie in its caches. Which kernel is best cannot be told from a processor's
- * name: the same instruction has half the rate on one and twice on the other.
+/* What this machine's kernels cost, measured once when the backend opens: a few milliseconds, 30 at
+ * most, on one thread, on keys that lie in its caches. Which kernel is best cannot be told from a
+ * processor's name: the same instruction has half the rate on one and twice on the other.
  *
  * Kernels are chosen for two kinds of item, which a row knows by itself: prompts, which many rows
  * read together, and requests' own tokens, which one request's rows read. Choices are frozen with
