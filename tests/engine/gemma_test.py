@@ -46,13 +46,13 @@ def setup(harness):
     shared["model"], shared["tokenizer"] = model, tokenizer = gemma.load(shared["folder"])
     shared["system"], shared["users"] = system, users = gemma.token_ids(tokenizer)
     assert len(system) > 600 and max(map(len, users)) > gemma.WINDOW
-    shared["tokens"], shared["own"] = [], []
-    for user in users:
-        ids = torch.tensor([[*system, *user]])
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, do_sample=False,
-                             return_dict_in_generate=True, output_logits=True)
-        shared["tokens"].append(out.sequences[0, ids.shape[1]:].tolist())
-        shared["own"].append(torch.cat(out.logits))
+    longest = max(map(len, users))
+    ids = torch.tensor([[0] * (longest - len(user)) + system + user for user in users])
+    mask = torch.tensor([[0] * (longest - len(user)) + [1] * len(system + user) for user in users])
+    out = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False,
+                         return_dict_in_generate=True, output_logits=True)
+    shared["tokens"] = out.sequences[:, ids.shape[1]:].tolist()
+    shared["own"] = list(torch.stack(out.logits, 1))
     double, _ = gemma.load(shared["folder"])
     double = double.double()
     shared["expected"] = [reference_logits(double, system, u, t) for u, t in zip(users, shared["tokens"], strict=True)]
