@@ -6,8 +6,9 @@
  * with two of keys fill the eight registers with four sums. */
 #include "cpu/vec_avx512.inc"
 
-#define TILE_ROWS      32u
-#define ROWS_ROOM(n)   (((n) + 15u) / 16u * 16u) /* tiles are loaded and stored whole */
+#define TILE_ROWS    32u
+#define ROWS_ROOM(n) (((n) + 15u) / 16u * 16u) /* tiles are loaded and stored whole */
+#define TILES_WHOLE
 #define TOKENS_READ(n) ((void)(n), BLOCK)
 #include "cpu/attend_bf16.inc"
 
