@@ -128,7 +128,10 @@ enum relay_code relay_request_append(struct relay_session *session, uint64_t req
         if (code == RELAY_OK) {
             relay_session_used(session);
         }
-        if (code != RELAY_UNAVAILABLE || i >= session->client->options.retries_max ||
+        /* The server may not have noticed yet that the attempt before broke off: "is running". */
+        const bool again =
+            code == RELAY_UNAVAILABLE || (i > 0 && code == RELAY_FAILED_PRECONDITION);
+        if (!again || i >= session->client->options.retries_max ||
             !relay_backoff(session->client, i, deadline_us)) {
             return code;
         }

@@ -174,13 +174,8 @@ static enum relay_code attempt(struct relay_client *client, enum relay_method me
 
 void relay_call_reconnect(struct relay_client *client, uint64_t until_us)
 {
-    const uint64_t now_us = relay_now_us();
     grpc_connectivity_state state = grpc_channel_check_connectivity_state(client->channel, 1);
-    if (now_us >= until_us) {
-        return;
-    }
     if (state == GRPC_CHANNEL_READY) {
-        relay_sleep_us(until_us - now_us);
         return;
     }
     /* After it could not connect a channel waits, and fails calls meanwhile: for longer than a few
@@ -188,10 +183,10 @@ void relay_call_reconnect(struct relay_client *client, uint64_t until_us)
      * one of its queues. */
     grpc_channel_reset_connect_backoff(client->channel);
     grpc_completion_queue *queue = queue_take(client);
-    const gpr_timespec until =
-        gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
-                     gpr_time_from_micros((int64_t)(until_us - now_us), GPR_TIMESPAN));
     while (state != GRPC_CHANNEL_READY && state != GRPC_CHANNEL_SHUTDOWN) {
+        const gpr_timespec until =
+            gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                         gpr_time_from_micros((int64_t)(until_us - relay_now_us()), GPR_TIMESPAN));
         grpc_channel_watch_connectivity_state(client->channel, state, until, queue, client);
         const grpc_event event =
             grpc_completion_queue_pluck(queue, client, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);

@@ -94,8 +94,8 @@ RELAY_MUST_CHECK enum relay_code relay_call_message(
     struct relay_client *client, enum relay_method method, const ProtobufCMessage *request,
     enum relay_repeat repeat, const ProtobufCMessageDescriptor *descriptor,
     struct relay_wire_arena *arena, ProtobufCMessage **response, struct relay_error *err);
-/* Waits until until_us; a channel that is down connects, at once and however long it had decided to
- * wait by itself, and ends the wait. */
+/* A channel that is down connects now, however long it had decided to wait by itself. Returns when
+ * it has, at until_us at the latest. */
 void relay_call_reconnect(struct relay_client *client, uint64_t until_us);
 /* The code and text of a finished call, trailers included, as an error. RELAY_OK for OK. */
 enum relay_code relay_call_status(const struct relay_client *client, grpc_status_code status,
@@ -113,7 +113,7 @@ void relay_random(void *out, size_t n);
 uint64_t relay_backoff_us(const struct relay_client_options *options, uint32_t attempt);
 void relay_sleep_us(uint64_t us);
 /* Waits before repeat number `attempt` (0 = first) unless that would pass deadline_us; false then.
- * A channel that is down connects meanwhile, and the wait ends when it has. */
+ * A channel that is down connects meanwhile. */
 bool relay_backoff(struct relay_client *client, uint32_t attempt, uint64_t deadline_us);
 
 /* ---- sessions.c and keepalive.c ----------------------------------------------------------------

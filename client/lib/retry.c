@@ -48,9 +48,16 @@ void relay_sleep_us(uint64_t us)
 bool relay_backoff(struct relay_client *client, uint32_t attempt, uint64_t deadline_us)
 {
     const uint64_t wait_us = relay_backoff_us(&client->options, attempt);
-    if (relay_now_us() + wait_us >= deadline_us) {
+    const uint64_t until_us = relay_now_us() + wait_us;
+    if (until_us >= deadline_us) {
         return false;
     }
-    relay_call_reconnect(client, relay_now_us() + wait_us);
+    relay_call_reconnect(client, until_us);
+    /* All of the wait, also when it has: the server may not have noticed yet that the connection
+     * before broke, and holds what the call left half done. */
+    const uint64_t now_us = relay_now_us();
+    if (now_us < until_us) {
+        relay_sleep_us(until_us - now_us);
+    }
     return true;
 }
