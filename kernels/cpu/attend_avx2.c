@@ -5,10 +5,14 @@
 #define TILE_VECS(nr) ((nr) == 1 ? 8u : (nr) <= 3 ? 4u : 2u)
 #include "cpu/attend_f32.inc"
 
+#include <cpuid.h>
+
 static bool available(void)
 {
+    unsigned a, b, c = 0, d;
+    /* Not every compiler's builtin knows F16C. */
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
 const struct relay_cpu_isa relay_cpu_isa_avx2 = {
