@@ -310,7 +310,7 @@ static void test_a_silent_server_meets_the_deadline(void)
     const struct relay_step_entry entry = {request, 0, 1};
     options.timeout_ms = 300;
     CHECK_OK(relay_step_begin(session, &entry, 1, &options, &step, &err), err);
-    kill(server.pid, SIGSTOP);
+    test_server_freeze(&server);
     const enum relay_code code = relay_step_attend(step, 0, q, q, q, out, NULL, &err);
     kill(server.pid, SIGCONT);
     CHECK_EQ(code, RELAY_DEADLINE_EXCEEDED);

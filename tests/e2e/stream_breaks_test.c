@@ -191,7 +191,7 @@ static void test_a_silent_server_gives_memory_back(void)
         float *q = malloc(q_bytes);
         CHECK(q != NULL);
         memcpy(q, f.b.q[BIG_LAYER], q_bytes);
-        kill(server.pid, SIGSTOP);
+        test_server_freeze(&server);
         CHECK_OK(relay_step_submit(step, BIG_LAYER, q, f.b.k[BIG_LAYER], f.b.v[BIG_LAYER],
                                    f.b.out[BIG_LAYER], f.b.lse[BIG_LAYER], &ticket, &err),
                  err);
@@ -291,7 +291,7 @@ static void test_a_server_is_killed(void)
     CHECK_OK(relay_step_begin(f.session, f.b.entries, f.b.n, NULL, &step, &err), err);
     CHECK_OK(kit_submit(&f.b, step, 0, &ticket, &err), err);
     CHECK_OK(relay_step_wait(step, ticket, &err), err);
-    kill(server.pid, SIGSTOP);
+    test_server_freeze(&server);
     CHECK_OK(kit_submit(&f.b, step, 1, &ticket, &err), err);
     test_server_kill(&server);
     CHECK_CODE(relay_step_wait(step, ticket, &err), RELAY_UNAVAILABLE);

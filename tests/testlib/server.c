@@ -183,6 +183,14 @@ void test_server_kill(struct test_server *server)
     server->pid = 0;
 }
 
+void test_server_freeze(struct test_server *server)
+{
+    int status = 0;
+    kill(server->pid, SIGSTOP);
+    /* Threads run on until the one that takes the signal gets to it. */
+    (void)waitpid(server->pid, &status, WUNTRACED);
+}
+
 void test_server_fini(struct test_server *server)
 {
     char path[96];

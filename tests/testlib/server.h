@@ -26,6 +26,8 @@ bool test_server_start(struct test_server *server, const char *const *args);
 int test_server_stop(struct test_server *server);
 /* SIGKILL. */
 void test_server_kill(struct test_server *server);
+/* SIGSTOP; on return nothing of it runs. SIGCONT or a kill is the caller's. */
+void test_server_freeze(struct test_server *server);
 /* Kills what still runs and removes the directory. Fine on a zeroed one. */
 void test_server_fini(struct test_server *server);
 /* Prints the log to stderr. */
