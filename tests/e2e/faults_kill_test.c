@@ -19,7 +19,7 @@
 #define KILLS 1000
 #endif
 #define AT_A_TIME  3
-#define LEASE_MS   300u
+#define LEASE_MS   2000u
 #define TOKENS     300u
 #define REQUESTS   8u
 #define LAYERS     4u
@@ -290,7 +290,7 @@ int main(void)
                                        "--log-level",
                                        "warn",
                                        "--session-lease-ms",
-                                       "300",
+                                       "2000",
                                        NULL};
     if (getenv("RELAY_TEST_KILLS") != NULL) {
         kills = (unsigned)strtoul(getenv("RELAY_TEST_KILLS"), NULL, 10);

@@ -20,7 +20,7 @@
 #define TOKENS    300u
 #define REQUESTS  8u
 #define ROWS      32u /* of a request, in calls that take a while */
-#define LEASE_MS  300u
+#define LEASE_MS  2000u
 #define CHILDREN  2u
 #define OUT_BYTES (2 * LAYERS * 4 * 32 * sizeof(float))
 
@@ -227,7 +227,7 @@ int main(void)
                                        "--keepalive-timeout-ms",
                                        "1000",
                                        "--session-lease-ms",
-                                       "300",
+                                       "2000",
                                        "--log-level",
                                        "warn",
                                        NULL};

@@ -325,7 +325,7 @@ static void test_a_session_ends(void)
     CHECK_STILL();
     kit_close(&f.b);
     relay_session_close(f.session);
-    options.lease_ms = 200;
+    options.lease_ms = 2000;
     options.keepalive = false;
     CHECK_OK(relay_session_open(f.client, kit_model(), &options, &f.session, &err), err);
     CHECK_OK(kit_open(&f.b, f.session, 1, 1, 1, &err), err);
