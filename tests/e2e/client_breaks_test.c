@@ -215,7 +215,7 @@ static void test_an_upload_goes_on_after_a_cut(void)
     proxy_start(&proxy);
     CHECK_STILL();
     struct relay_client *straight = open_client(server.unix_target, 0);
-    struct relay_client *client = open_client(proxy.target, 4);
+    struct relay_client *client = open_client(proxy.target, 10);
     CHECK(straight != NULL && client != NULL);
     CHECK_OK(relay_prompt_register(straight, &desc, &direct, &err), err);
     atomic_store(&proxy.budget, (long)(BYTES / 4 * 3));
@@ -247,7 +247,7 @@ static void test_an_upload_is_resumed_by_its_id(void)
     proxy_start(&proxy);
     CHECK_STILL();
     struct relay_client *client = open_client(proxy.target, 0);
-    struct relay_client *straight = open_client(server.unix_target, 8);
+    struct relay_client *straight = open_client(server.unix_target, 10);
     CHECK(straight != NULL && client != NULL);
     atomic_store(&proxy.budget, (long)(BYTES / 2));
     CHECK_CODE(relay_prompt_register(client, &desc, NULL, &err), RELAY_UNAVAILABLE);
@@ -276,7 +276,7 @@ static void test_an_append_is_repeated_after_a_cut(void)
     uint64_t request;
     proxy_start(&proxy);
     CHECK_STILL();
-    struct relay_client *client = open_client(proxy.target, 4);
+    struct relay_client *client = open_client(proxy.target, 10);
     CHECK(client != NULL);
     CHECK_OK(relay_session_open(client, &model, NULL, &session, &err), err);
     CHECK_OK(relay_request_open(session, NULL, &request, &err), err);
@@ -331,7 +331,7 @@ static void test_a_restart_is_survived_by_what_is_safe(void)
     struct relay_server_info *before = NULL, *after = NULL;
     struct relay_session *session = NULL;
     uint64_t request = 0;
-    struct relay_client *client = open_client(server.unix_target, 6);
+    struct relay_client *client = open_client(server.unix_target, 10);
     CHECK(client != NULL);
     CHECK_OK(relay_client_server_info(client, &before, &err), err);
     CHECK_OK(relay_session_open(client, &model, NULL, &session, &err), err);
