@@ -331,7 +331,7 @@ static void test_a_restart_is_survived_by_what_is_safe(void)
     struct relay_server_info *before = NULL, *after = NULL;
     struct relay_session *session = NULL;
     uint64_t request = 0;
-    struct relay_client *client = open_client(server.unix_target, 10);
+    struct relay_client *client = open_client(server.unix_target, 6);
     CHECK(client != NULL);
     CHECK_OK(relay_client_server_info(client, &before, &err), err);
     CHECK_OK(relay_session_open(client, &model, NULL, &session, &err), err);
