@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -92,9 +91,9 @@ def test_openai_server(harness):
                 assert prompt.hits == 3, prompt
             return text.strip()
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # what runs in the background may have been told to ignore SIGINT
             code = process.wait(60)
-            assert code in (0, -signal.SIGINT), code
+            assert code == 0, code
 
 
 def test_bare_grpcio(harness):

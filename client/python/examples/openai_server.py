@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import queue
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -156,6 +157,7 @@ def main():
         Handler.app = App(engine, tokenizer, options.model.rstrip("/").rsplit("/", 1)[-1])
         server = ThreadingHTTPServer((options.host, options.port), Handler)
         server.daemon_threads = True
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers end it like Ctrl-C does
         print(f"http://{options.host}:{server.server_port}/v1", flush=True)
         try:
             server.serve_forever()
