@@ -108,6 +108,7 @@ struct cuda_backend {
     bool recording;
     const void *last_k; /* of the launch before, which may still be appending there */
     const void *last_v;
+    uint32_t last_kernel;
     bool last_attends; /* it was an attention kernel, after which one may begin early */
 
     struct relay_cuda_schedule *schedule;

@@ -38,6 +38,12 @@ const char *relay_cuda_kernel_name(const struct relay_backend *backend,
     return kernel < cuda->num_kernels ? cuda->traits[kernel]->name : "none";
 }
 
+const char *relay_cuda_kernel_used(const struct relay_backend *backend)
+{
+    const struct cuda_backend *cuda = (const struct cuda_backend *)backend;
+    return cuda->traits[cuda->last_kernel]->name;
+}
+
 enum relay_code relay_cuda_settled(struct relay_backend *backend, bool *settled,
                                    struct relay_error *err)
 {

@@ -101,6 +101,8 @@ enum relay_cuda_param_flags {
     RELAY_CUDA_P_POW2 = 1u << 3,    /* page_tokens is a power of two >= 16 */
     RELAY_CUDA_P_STREAM = 1u << 4,  /* own tokens leave L2 first */
     RELAY_CUDA_P_EXACT = 1u << 5,   /* head dims are the kernel's, nothing is padded */
+    RELAY_CUDA_P_APART = 1u << 6,   /* blocks with PAIR units have no others */
+    RELAY_CUDA_P_ORDERED = 1u << 7, /* partial results are added one by one, for the bits' sake */
 };
 
 struct relay_cuda_params {

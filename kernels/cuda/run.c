@@ -31,18 +31,25 @@ uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel)
     return limit != 0 && limit < cuda->blocks[kernel] ? limit : cuda->blocks[kernel];
 }
 
+/* Items times heads of a multiprocessor from which on one large block streams better than two. */
+#define MANY_UNITS 6u
+
 /* Whether warpgroups had better share tiles. */
 static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem *problem)
 {
-    bool invariant = cuda->batch_invariant || cuda->options.tuning.batch_invariant;
+    uint64_t own = 0;
     const struct relay_layer_kind *kind = &problem->shape->kind;
     uint32_t group = kind->num_q_heads / kind->num_kv_heads;
-    for (uint32_t i = 0; !invariant && i < problem->plan->num_items; i++) {
+    if (cuda->batch_invariant || cuda->options.tuning.batch_invariant) {
+        return true; /* the same kernel for every batch */
+    }
+    for (uint32_t i = 0; i < problem->plan->num_items; i++) {
         if ((uint64_t)problem->plan->items[i].row_count * group > RELAY_CUDA_ROWS_WIDE) {
             return true;
         }
+        own += kind->num_kv_heads;
     }
-    return invariant; /* the same kernel for every batch */
+    return own >= MANY_UNITS * (uint64_t)cuda->properties.multiprocessors;
 }
 
 size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,
@@ -103,6 +110,9 @@ static enum relay_code fill_params(struct cuda_backend *cuda, const struct relay
     p->kv_dtype = problem->shape->kv_dtype;
     p->io_dtype = problem->shape->io_dtype;
     p->out_dtype = problem->shape->out_dtype;
+    if (cuda->batch_invariant || cuda->options.tuning.batch_invariant) {
+        p->flags |= RELAY_CUDA_P_ORDERED;
+    }
     if (!cuda->options.keep_own) {
         p->flags |= RELAY_CUDA_P_STREAM;
     }
@@ -292,14 +302,18 @@ static enum relay_code launch_numbers(struct cuda_backend *cuda, uint32_t kernel
     uint32_t groups = cuda->traits[kernel]->groups;
     uint32_t pairs = p->pair_end > begin ? p->pair_end - begin : 0;
     uint32_t others = end - begin - pairs;
-    uint32_t blocks = others > pairs ? others : pairs;
+    uint32_t blocks = min_u32(others, UINT32_MAX - pairs) + pairs;
     p->number_begin = begin;
     p->number_end = end;
     p->pair_end = begin + pairs;
-    p->flags &= ~(uint32_t)RELAY_CUDA_P_DYNAMIC;
+    p->flags &= ~(uint32_t)(RELAY_CUDA_P_DYNAMIC | RELAY_CUDA_P_APART);
     if (groups != 0) {
         blocks = min_u32(blocks, cuda_blocks_of(cuda, kernel));
-        p->flags |= others > 2 * groups * blocks ? (uint32_t)RELAY_CUDA_P_DYNAMIC : 0u;
+        if (pairs < blocks && others <= groups * (blocks - pairs)) {
+            p->flags |= RELAY_CUDA_P_APART; /* everything at once */
+        } else if (others > 2 * groups * blocks) {
+            p->flags |= RELAY_CUDA_P_DYNAMIC;
+        }
     }
     return launch(cuda, kernel, p, blocks, overlap, err);
 }
@@ -378,6 +392,7 @@ static enum relay_code enqueue(struct cuda_backend *cuda, const struct relay_pro
         code = launch_fused(cuda, kernel, &p, err);
         cuda->last_attends = true;
     }
+    cuda->last_kernel = kernel;
     cuda->last_k = p.k;
     cuda->last_v = p.v;
     if (code != RELAY_OK) {

@@ -79,8 +79,62 @@ static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_
     return best;
 }
 
+/* Hundredths of a microsecond: a step of a tile that its rows bound, a step of own tokens when all
+ * warpgroups stream, a unit's beginning and end, 16 more partial results to merge. */
+#define WIDE_STEP 120u
+#define OWN_STEP  200u
+#define UNIT      300u
+#define MERGE_16  80u
+
+/* So many splits that the prompt's tiles are long done when own tokens are: more would only leave
+ * more to merge. */
+static uint32_t enough(const struct schedule_builder *b, uint32_t steps, const struct load *own)
+{
+    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint64_t span = own->steps * OWN_STEP / slots;
+    uint32_t n = 1;
+    while (n < SPLITS_MOST && 4u * (relay_ceil_div_u32(steps, n) * WIDE_STEP + UNIT) > span) {
+        n++;
+    }
+    return n;
+}
+
+/* The steps of a unit, the same for all segments, with which all units run at once and the step is
+ * soonest done; 0 where there are too many tiles for that. */
+static uint32_t one_wave(const struct schedule_builder *b)
+{
+    const struct schedule_split *splits = b->splits.data;
+    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint32_t longest = 0;
+    uint32_t best = 0;
+    uint64_t best_cost = UINT64_MAX;
+    for (uint32_t s = 0; s < b->plan->num_segments; s++) {
+        longest = splits[s].tiles != 0 ? max_u32(longest, splits[s].steps) : longest;
+    }
+    /* Larger quanta come in larger strides: near ones differ little. */
+    for (uint32_t q = STEPS_LEAST; q < 2 * longest; q += max_u32(q / 8, 1)) {
+        uint64_t units = 0;
+        uint32_t parts = 0;
+        uint64_t cost;
+        for (uint32_t s = 0; s < b->plan->num_segments && units <= slots; s++) {
+            uint32_t n = relay_ceil_div_u32(splits[s].steps, q);
+            units += (uint64_t)splits[s].tiles * n * b->heads * groups_of(splits[s].kind);
+            parts = splits[s].tiles != 0 ? max_u32(parts, n) : parts;
+        }
+        cost = (uint64_t)q * 100u + parts * MERGE_16 / 16u;
+        if (units <= slots && parts <= SPLITS_MOST && cost < best_cost) {
+            best_cost = cost;
+            best = q;
+        }
+        if (longest <= q) {
+            break;
+        }
+    }
+    return best;
+}
+
 static uint32_t splits_of(const struct schedule_builder *b, const struct schedule_split *split,
-                          bool shared, const struct load loads[2])
+                          bool shared, const struct load loads[2], uint32_t quantum)
 {
     const struct relay_cuda_tuning *tuning = b->tuning;
     uint32_t slots = b->geometry->blocks * b->geometry->groups;
@@ -93,6 +147,9 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     if (fixed != 0) {
         return fixed;
     }
+    if (quantum != 0) {
+        return relay_ceil_div_u32(split->steps, quantum);
+    }
     /* Few own tokens: they take their warpgroups, the prompts split over the others. */
     if (shared && loads[1].tiles < slots / 2) {
         free_slots = slots - (uint32_t)loads[1].tiles;
@@ -102,7 +159,8 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     }
     /* As if all were as long as this one: so many units of it make the same work. */
     units = (load->steps + split->steps - 1) / split->steps;
-    return cheapest(split->steps, units, free_slots, least, slot_cost);
+    units = cheapest(split->steps, units, free_slots, least, slot_cost);
+    return shared ? min_u32((uint32_t)units, enough(b, split->steps, &loads[1])) : (uint32_t)units;
 }
 
 static uint32_t invariant_steps(const struct relay_plan_segment *segment)
@@ -117,12 +175,14 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
 {
     struct load loads[2];
     struct schedule_split *splits;
+    uint32_t quantum;
     enum relay_code code = schedule_grow(&b->splits, (size_t)b->plan->num_segments + 1, err);
     if (code != RELAY_OK) {
         return code;
     }
     splits = b->splits.data;
     survey(b, loads);
+    quantum = b->tuning->batch_invariant ? 0 : one_wave(b);
     for (uint32_t s = 0; s < b->plan->num_segments; s++) {
         struct schedule_split *split = &splits[s];
         const struct relay_plan_segment *segment = &b->plan->segments[s];
@@ -133,9 +193,9 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
         if (split->tiles == 0) {
             continue;
         }
-        steps = invariant
-                    ? invariant_steps(segment)
-                    : relay_ceil_div_u32(split->steps, splits_of(b, split, segment->shared, loads));
+        steps = invariant ? invariant_steps(segment)
+                          : relay_ceil_div_u32(
+                                split->steps, splits_of(b, split, segment->shared, loads, quantum));
         steps += even ? steps % 2 : 0;
         split->tokens = (uint32_t)(steps * RELAY_CUDA_STEP_TOKENS > INT32_MAX
                                        ? INT32_MAX / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS
@@ -160,7 +220,7 @@ uint32_t schedule_narrow_heads(const struct schedule_builder *b)
     uint64_t steps = 0;
     uint64_t best_cost = UINT64_MAX;
     uint32_t best = 1;
-    if (b->geometry->one_head) {
+    if (b->geometry->one_head || b->tuning->batch_invariant) {
         return 1;
     }
     for (uint32_t i = b->pub.num_wide; i < b->pub.num_narrow; i++) {

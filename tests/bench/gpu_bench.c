@@ -57,6 +57,7 @@ struct cell {
     struct relay_entry *entries;
     struct relay_segment prompt;
     struct relay_plan *plans[2];
+    uint32_t rows_most; /* of a tile, 0 = the backend's */
     double plan_us;
     void *workspace;
     size_t workspace_bytes;
@@ -221,6 +222,9 @@ static void make_plan(struct cell *c, int mode)
     };
     double start;
     relay_backend_plan_defaults(c->bench->backend, &in);
+    if (c->rows_most != 0 && mode == 0) {
+        in.item_rows_max = c->rows_most;
+    }
     if (c->plans[mode] == NULL) {
         check(relay_plan_create(&c->plans[mode], &err), &err, "plan");
     }
@@ -435,16 +439,18 @@ static void sweep_cell(struct cell *c)
 }
 
 static void bench_cell(struct bench *b, const struct shape *s, const char *variant,
-                       const struct relay_cuda_options *options)
+                       const struct relay_cuda_options *options, uint32_t packed_most)
 {
     struct cell c = {.bench = b, .s = *s};
     struct relay_error err;
+    const char *kernel;
     char name[160];
     char line[1024];
     double us, host_us, plain_host_us, plain_us = 0.0, error = 0.0;
     double floor = floor_us(b, s);
     check(relay_cuda_configure(b->backend, options, &err), &err, "configure");
     cell_init(&c);
+    c.rows_most = packed_most / (s->q_heads / s->kv_heads);
     make_plan(&c, 0);
     make_plan(&c, 0);
     if (b->sweep) {
@@ -452,6 +458,7 @@ static void bench_cell(struct bench *b, const struct shape *s, const char *varia
     }
     check(relay_cuda_configure(b->backend, options, &err), &err, "configure");
     us = time_mode(&c, 0, &host_us);
+    kernel = relay_cuda_kernel_used(b->backend);
     if (!b->relay_only) {
         make_plan(&c, 1);
         plain_us = time_mode(&c, 1, &plain_host_us);
@@ -463,8 +470,8 @@ static void bench_cell(struct bench *b, const struct shape *s, const char *varia
                    "\"plain_us\": %.2f, \"floor_us\": %.2f, \"floor_share\": %.3f, "
                    "\"copy_TBs\": %.3f, \"plan_us\": %.1f, \"run_us\": %.1f, \"layers\": %u, "
                    "\"difference\": %.2g, \"device\": \"%s\"}",
-                   name, variant, relay_cuda_kernel_name(b->backend, &c.shape), us, plain_us, floor,
-                   floor / us, b->copy * 1e-12, c.plan_us, host_us, c.layers, error, b->device);
+                   name, variant, kernel, us, plain_us, floor, floor / us, b->copy * 1e-12,
+                   c.plan_us, host_us, c.layers, error, b->device);
     print_cell(b, line);
     if (error > 1e-2) {
         fprintf(stderr, "gpu_bench: relay and plain differ by %.2g\n", error);
@@ -543,18 +550,21 @@ static const struct option long_options[] = {
 static const struct {
     const char *name;
     struct relay_cuda_options options;
+    uint32_t packed_most; /* packed rows of a tile */
 } variants[] = {
-    {"two launches", {.two_launches = true}},
-    {"no overlap", {.no_overlap = true}},
-    {"no early", {.no_early = true}},
-    {"pair", {.kernel = "pair_bf16_128"}},
-    {"single", {.kernel = "wgmma_bf16_128"}},
-    {"1 block", {.kernel = "wgmma_bf16_128", .blocks = 1}},
-    {"mma", {.kernel = "mma_bf16_128"}},
-    {"heads 1", {.tuning = {.narrow_heads = 1}}},
-    {"heads 2", {.tuning = {.narrow_heads = 2}}},
-    {"heads 4", {.tuning = {.narrow_heads = 4}}},
-    {"invariant", {.tuning = {.batch_invariant = true}}},
+    {"two launches", {.two_launches = true}, 0},
+    {"no overlap", {.no_overlap = true}, 0},
+    {"no early", {.no_early = true}, 0},
+    {"pair", {.kernel = "pair_bf16_128"}, 0},
+    {"single", {.kernel = "wgmma_bf16_128"}, 0},
+    {"1 block", {.kernel = "wgmma_bf16_128", .blocks = 1}, 0},
+    {"mma", {.kernel = "mma_bf16_128"}, 0},
+    {"heads 1", {.tuning = {.narrow_heads = 1}}, 0},
+    {"heads 2", {.tuning = {.narrow_heads = 2}}, 0},
+    {"heads 4", {.tuning = {.narrow_heads = 4}}, 0},
+    {"invariant", {.tuning = {.batch_invariant = true}}, 0},
+    {"16 rows", {.direct_io = false}, 16},
+    {"64 rows", {.direct_io = false}, 64},
 };
 
 int main(int argc, char **argv)
@@ -609,9 +619,10 @@ int main(int argc, char **argv)
             continue;
         }
         b.out = b.out_path != NULL ? fopen(b.out_path, "a") : NULL;
-        bench_cell(&b, &cells[i], "default", NULL);
+        bench_cell(&b, &cells[i], "default", NULL, 0);
         for (size_t v = 0; with_variants && v < sizeof(variants) / sizeof(variants[0]); v++) {
-            bench_cell(&b, &cells[i], variants[v].name, &variants[v].options);
+            bench_cell(&b, &cells[i], variants[v].name, &variants[v].options,
+                       variants[v].packed_most);
         }
         if (b.out != NULL) {
             fclose(b.out);

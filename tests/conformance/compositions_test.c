@@ -98,6 +98,7 @@ static struct relay_backend *open_on(uint32_t threads)
     struct relay_backend_options options = RELAY_BACKEND_OPTIONS_INIT;
     struct relay_backend *other = NULL;
     options.threads = threads;
+    options.batch_invariant = info->batch_invariant;
     options.isa = strcmp(info->name, "cpu") == 0 ? info->isa : isa;
     return relay_backend_open(info->name, &options, &other, NULL) == RELAY_OK ? other : NULL;
 }

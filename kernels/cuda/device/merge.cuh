@@ -89,6 +89,7 @@ template <class C> struct merging {
     uint32_t step;  /* to that of half 1 */
     uint32_t m;     /* this lane's */
     bool valid;
+    bool alone; /* no second row: its registers take every other batch of the first one's */
     float4 out[2][n];
     float max; /* of this lane's row: weights are 2^(. - max) */
     float sum;
@@ -96,8 +97,9 @@ template <class C> struct merging {
     __device__ __forceinline__ merging(const worker<C> &w_, const relay_cuda_unit &u_,
                                        uint32_t head_, uint32_t first_, uint32_t step_)
         : w(w_), u(u_), head(head_), first(first_), step(step_),
-          m(first_ + (w_.lane >= 16 ? step_ : 0)), valid(m < u_.packed_count), max(-INFINITY),
-          sum(0.0f)
+          m(first_ + (w_.lane >= 16 ? step_ : 0)), valid(m < u_.packed_count),
+          alone((w_.p.flags & RELAY_CUDA_P_ORDERED) == 0 && first_ + step_ >= u_.packed_count),
+          max(-INFINITY), sum(0.0f)
     {
 #pragma unroll
         for (int c = 0; c < n; c++) {
@@ -108,7 +110,7 @@ template <class C> struct merging {
     __device__ __forceinline__ void multiply(float by)
     {
         const float by0 = __shfl_sync(0xffffffffu, by, 0);
-        const float by1 = __shfl_sync(0xffffffffu, by, 16);
+        const float by1 = __shfl_sync(0xffffffffu, by, alone ? 0 : 16);
 #pragma unroll
         for (int c = 0; c < n; c++) {
             out[0][c] = scaled(out[0][c], by0);
@@ -176,30 +178,34 @@ template <class C> struct merging {
     }
 
     /* `count` <= 16 partial results of each row; `slot` of the first packed row's. Lanes of a half
-     * past `count` have no weight, and what is loaded for them is the last one again. */
+     * past `count` have no weight, and what is loaded for them is the last one again. A row alone
+     * loads twice as many at once. */
     __device__ __forceinline__ void add_parts(size_t slot, uint32_t stride, uint32_t count,
                                               float weight)
     {
         const float *at = w.p.partial_out + (slot + first) * w.p.partial_stride;
         const size_t next = (size_t)stride * w.p.partial_stride;
-        const size_t other = first + step < u.packed_count ? step * w.p.partial_stride : 0;
+        const size_t second = first + step < u.packed_count ? step * w.p.partial_stride : 0;
+        const uint32_t further = alone ? batch : 0;
+        const uint32_t other = alone ? batch : 16;
 #pragma unroll 1
-        for (uint32_t i = 0; i < count; i += batch) {
+        for (uint32_t i = 0; i < count; i += batch + further) {
             float4 a[batch][n];
             float4 b[batch][n];
 #pragma unroll
             for (int k = 0; k < batch; k++) {
+                const uint32_t x = min(i + k, count - 1);
+                const uint32_t y = min(i + k + further, count - 1);
 #pragma unroll
                 for (int c = 0; c < n; c++) {
-                    a[k][c] = __ldcg((const float4 *)(at + column(c)));
-                    b[k][c] = __ldcg((const float4 *)(at + other + column(c)));
+                    a[k][c] = __ldcg((const float4 *)(at + x * next + column(c)));
+                    b[k][c] = __ldcg((const float4 *)(at + y * next + second + column(c)));
                 }
-                at += i + k + 1 < count ? next : 0;
             }
 #pragma unroll
             for (int k = 0; k < batch; k++) {
                 const float w0 = __shfl_sync(0xffffffffu, weight, i + k);
-                const float w1 = __shfl_sync(0xffffffffu, weight, 16 + i + k);
+                const float w1 = __shfl_sync(0xffffffffu, weight, other + i + k);
 #pragma unroll
                 for (int c = 0; c < n; c++) {
                     add(c, w0, w1, a[k][c], b[k][c]);
@@ -221,6 +227,17 @@ template <class C> struct merging {
             }
             __syncwarp();
             add_parts(here, source.stride, count, weigh(lse, 1.0f));
+        }
+    }
+
+    /* Both halves of a row that was alone. */
+    __device__ __forceinline__ void gather()
+    {
+        if (alone) {
+#pragma unroll
+            for (int c = 0; c < n; c++) {
+                out[0][c] = multiply_add(1.0f, out[1][c], out[0][c]);
+            }
         }
     }
 
@@ -307,6 +324,7 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
                 u.source_count == 1 ? &u.source : w.p.sources + u.source_begin + i;
             merge.add_source(*source);
         }
+        merge.gather();
         if ((u.flags & RELAY_CUDA_FINAL) != 0) {
             merge.write();
         } else {

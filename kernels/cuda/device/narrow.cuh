@@ -133,6 +133,7 @@ __device__ __forceinline__ void narrow_leave(const worker<C> &w, uint32_t count,
 {
     const uint32_t g = w.lane >> 2;
     unsigned char *to = w.memory + stage * C::STAGE_BYTES;
+    __syncwarp(); /* the results lie where the values of the last tile did */
 #pragma unroll
     for (uint32_t r = 0; r < 2; r++) {
         if (8 * r >= count) {

@@ -74,6 +74,12 @@ __device__ __forceinline__ void barrier(uint32_t id, uint32_t threads)
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
+/* Counts for a barrier that others wait at, without waiting. */
+__device__ __forceinline__ void barrier_arrive(uint32_t id, uint32_t threads)
+{
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
 /* What threads wrote to shared memory becomes visible to wgmma. */
 __device__ __forceinline__ void fence_proxy_async()
 {

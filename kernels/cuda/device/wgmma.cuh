@@ -87,6 +87,11 @@ template <> struct wgmma_type<__nv_bfloat16> {
     {
         RELAY_WGMMA64("bf16.bf16", "0");
     }
+    static __device__ __forceinline__ void scores(float (&d)[16][4], const uint32_t (&a)[4],
+                                                  uint64_t b, int add)
+    {
+        RELAY_WGMMA128("bf16.bf16", "0");
+    }
     static __device__ __forceinline__ void values(float (&d)[8][4], const uint32_t (&a)[4],
                                                   uint64_t b, int add)
     {
@@ -104,6 +109,11 @@ template <> struct wgmma_type<__half> {
                                                   uint64_t b, int add)
     {
         RELAY_WGMMA64("f16.f16", "0");
+    }
+    static __device__ __forceinline__ void scores(float (&d)[16][4], const uint32_t (&a)[4],
+                                                  uint64_t b, int add)
+    {
+        RELAY_WGMMA128("f16.f16", "0");
     }
     static __device__ __forceinline__ void values(float (&d)[8][4], const uint32_t (&a)[4],
                                                   uint64_t b, int add)

@@ -65,13 +65,29 @@ template <class C> struct wide_mma {
     }
 };
 
+/* New tokens are rare in wide units, so all tiles with any are read again from where they are. */
+template <class C>
+__device__ __forceinline__ void append_all(const worker<C> &w, const relay_cuda_unit &u,
+                                           uint32_t head)
+{
+    if (u.append_count == 0) {
+        return;
+    }
+#pragma unroll 1
+    for (uint32_t t = 0; t < w.num_tiles(u); t++) {
+        uint32_t token = w.warp_token(u, t);
+        if (w.appends(u, token, 16)) {
+            w.copy_appended(u, head, token);
+        }
+    }
+}
+
 template <class C> struct wide_wgmma {
     using T = typename C::T;
 
     worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
-    bool pair;          /* a tile has two parts of 64 tokens, not one */
     uint32_t num_parts; /* of the unit */
     uint32_t tile;      /* whose scores were begun last */
     uint2 plain;        /* parts [x, y) that every row sees all of */
@@ -82,8 +98,7 @@ template <class C> struct wide_wgmma {
 
     __device__ __forceinline__ wide_wgmma(worker<C> &worker_, const relay_cuda_unit &unit,
                                           uint32_t head_)
-        : w(worker_), u(unit), head(head_), pair(C::PAIRS && w.kind_of(unit) == RELAY_CUDA_PAIR),
-          tile(0), scale(scale_of<C>(worker_.p))
+        : w(worker_), u(unit), head(head_), tile(0), scale(scale_of<C>(worker_.p))
     {
         const uint32_t first = w.first_token(u);
         num_parts = (u.token_end - first + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
@@ -94,24 +109,9 @@ template <class C> struct wide_wgmma {
         }
     }
 
-    __device__ __forceinline__ void tile_barrier() const
+    __device__ __forceinline__ void scores_begin(float (&s)[8][4], uint32_t stage)
     {
-        if (pair) {
-            barrier(0, C::THREADS);
-        } else {
-            w.group_barrier();
-        }
-    }
-
-    /* Row of the stage where a part of the tile begins. */
-    __device__ __forceinline__ uint32_t part_row(uint32_t part) const
-    {
-        return pair ? (part & 1) * 64 : w.group * 64;
-    }
-
-    __device__ __forceinline__ void scores_begin(float (&s)[8][4], uint32_t part, uint32_t stage)
-    {
-        uint32_t at = w.key_tile(stage) + part_row(part) * 128;
+        uint32_t at = w.key_tile(stage) + w.group * 64 * 128;
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < C::D / 16; k++) {
@@ -121,10 +121,9 @@ template <class C> struct wide_wgmma {
         wgmma_commit();
     }
 
-    __device__ __forceinline__ void values_begin(const uint32_t (&a)[4][4], uint32_t part,
-                                                 uint32_t stage)
+    __device__ __forceinline__ void values_begin(const uint32_t (&a)[4][4], uint32_t stage)
     {
-        uint32_t at = w.value_tile(stage) + part_row(part) * 128;
+        uint32_t at = w.value_tile(stage) + w.group * 64 * 128;
         wgmma_fence();
 #pragma unroll
         for (int t = 0; t < 4; t++) {
@@ -136,33 +135,28 @@ template <class C> struct wide_wgmma {
     /* The next tile's copies are there, and the stage of the one before the current is free. */
     __device__ __forceinline__ void tile_next()
     {
-        if (!pair) { /* its products may still be under way */
-            wgmma_wait<0>();
-            wgmma_results(o);
-        }
+        wgmma_wait<0>(); /* its products may still be under way */
+        wgmma_results(o);
         /* In use or waited for: this tile, the next, and the one before, done by now. */
         w.load_wait(w.ahead - (tile != 0 ? 3 : 2));
         fence_proxy_async();
-        tile_barrier();
+        w.group_barrier();
         w.ahead -= tile != 0 ? 1 : 0;
         tile++;
     }
 
-    /* Softmax of part i (scores in s), its product with the values, and the next part's scores.
-     * `turn`: the next part, if there is one, begins a tile. */
-    __device__ __forceinline__ void step(float (&s)[8][4], float (&next)[8][4], uint32_t i,
-                                         bool turn)
+    /* Softmax of part i (scores in s), its product with the values, and the next part's scores. */
+    __device__ __forceinline__ void step(float (&s)[8][4], float (&next)[8][4], uint32_t i)
     {
         const bool more = i + 1 < num_parts;
         const uint32_t stage = w.use_stage;
-        turn = turn && more;
-        if (turn) {
+        if (more) {
             tile_next();
             w.use_stage = stage + 1 == C::STAGES ? 0 : stage + 1;
         }
         /* After the last part: the same scores again, and nobody looks at them. */
-        scores_begin(next, more ? i + 1 : i, w.use_stage);
-        if (turn) {
+        scores_begin(next, w.use_stage);
+        if (more) {
             w.load_more(C::STAGES);
         }
         if (__builtin_expect(i - plain.x >= plain.y - plain.x, 0)) {
@@ -188,22 +182,7 @@ template <class C> struct wide_wgmma {
         for (int t = 0; t < 4; t++) {
             weights_pack<T>(a[t], s, t);
         }
-        values_begin(a, i, stage);
-    }
-
-    /* New tokens are rare here, so all tiles with any are read again from where they are. */
-    __device__ __forceinline__ void append_all() const
-    {
-        if (u.append_count == 0) {
-            return;
-        }
-#pragma unroll 1
-        for (uint32_t t = 0; t < w.num_tiles(u); t++) {
-            uint32_t token = w.warp_token(u, t);
-            if (w.appends(u, token, 16)) {
-                w.copy_appended(u, head, token);
-            }
-        }
+        values_begin(a, stage);
     }
 
     __device__ __forceinline__ void run()
@@ -219,20 +198,20 @@ template <class C> struct wide_wgmma {
         w.rows_begin(u, head);
         w.load_wait(w.ahead - 1);
         fence_proxy_async();
-        tile_barrier();
+        w.group_barrier();
         queries_begin(w, u, head, q);
         w.load_more(C::STAGES);
-        scores_begin(s0, 0, w.use_stage);
-        append_all();
+        scores_begin(s0, w.use_stage);
+        append_all(w, u, head);
         wgmma_wait<0>();
         wgmma_results(s0);
 #pragma unroll 1
         for (uint32_t i = 0;; i += 2) {
-            step(s0, s1, i, !pair);
+            step(s0, s1, i);
             if (i + 1 >= num_parts) {
                 break;
             }
-            step(s1, s0, i + 1, true);
+            step(s1, s0, i + 1);
             if (i + 2 >= num_parts) {
                 break;
             }
@@ -243,6 +222,116 @@ template <class C> struct wide_wgmma {
         wgmma_wait<0>();
         wgmma_results(o);
         w.ahead -= tile != 0 ? 1 : 0; /* the tile before the last */
+        w.stage_used();
+        keep_wide(w, u, head, m, o, st);
+    }
+};
+
+/* A PAIR unit: 128 tokens at a time, so that one warpgroup's softmax has the other's products
+ * beside it. They tell each other when a tile of theirs is there and one is no longer needed, and
+ * are else free to drift apart, which they do by half a tile. */
+template <class C> struct pair_wgmma {
+    using T = typename C::T;
+
+    worker<C> &w;
+    const relay_cuda_unit &u;
+    query_registers<C> q;
+    float s[16][4];
+    float o[C::D / 8][4];
+    row_state st;
+
+    __device__ __forceinline__ pair_wgmma(worker<C> &worker_, const relay_cuda_unit &unit)
+        : w(worker_), u(unit)
+    {
+    }
+
+    __device__ __forceinline__ void scores_begin()
+    {
+        const uint32_t at = w.key_tile(w.use_stage);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < C::D / 16; k++) {
+            uint32_t from = at + k / 4 * C::PLANE_BYTES + k % 4 * 32;
+            wgmma_type<T>::scores(s, q.a[k], wgmma_tile(from, 16, 1024), k != 0);
+        }
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void values_begin()
+    {
+        const uint32_t at = w.value_tile(w.use_stage);
+        uint32_t a[8][4];
+#pragma unroll
+        for (int t = 0; t < 8; t++) {
+            weights_pack<T>(a[t], s, t);
+        }
+        wgmma_fence();
+#pragma unroll
+        for (int t = 0; t < 8; t++) {
+            wgmma_type<T>::values(o, a[t], wgmma_tile(at + t * 2048, C::PLANE_BYTES, 1024), 1);
+        }
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ static uint32_t signal(uint32_t group, uint32_t tile)
+    {
+        return 3 + 2 * group + (tile & 1);
+    }
+
+    __device__ __forceinline__ void run(uint32_t head)
+    {
+        const uint32_t tiles = w.num_tiles(u);
+        const uint32_t m = w.query_row(u) + (w.lane >> 2);
+        const float scale = scale_of<C>(w.p);
+        uint2 plain = w.whole_tiles(u);
+        if ((u.flags & RELAY_CUDA_MASKED) != 0) {
+            plain = make_uint2(0, 0);
+        }
+#pragma unroll
+        for (int j = 0; j < C::D / 8; j++) {
+            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
+        }
+        state_reset(st);
+        w.rows_begin(u, head);
+        w.load_wait(w.ahead - 1);
+        fence_proxy_async();
+        barrier(0, C::THREADS);
+        queries_begin(w, u, head, q);
+        w.load_more(C::STAGES);
+        scores_begin();
+        append_all(w, u, head);
+#pragma unroll 1
+        for (uint32_t t = 0; t < tiles; t++) {
+            const bool more = t + 1 < tiles;
+            float alpha[2];
+            wgmma_wait<0>();
+            wgmma_results(s);
+            wgmma_results(o);
+            w.ahead -= t != 0 ? 1 : 0; /* the tile before is used up */
+            if (more) {
+                w.load_wait(w.ahead - 2);
+                fence_proxy_async();
+                barrier_arrive(signal(w.group, t), C::THREADS);
+            }
+            if (__builtin_expect(t - plain.x >= plain.y - plain.x, 0)) {
+                scores_finish(w, u, w.first_token(u) + t * 128, s);
+            }
+            if (__builtin_expect(softmax(s, scale, st, alpha), 0)) {
+                rescale(o, alpha);
+            }
+            values_begin();
+            if (more) {
+                w.use_stage = w.use_stage + 1 == C::STAGES ? 0 : w.use_stage + 1;
+                barrier(signal(1 - w.group, t), C::THREADS);
+                scores_begin();
+                w.load_more(C::STAGES);
+                if (__builtin_expect(w.asked, 0)) {
+                    w.look_ahead_resolve();
+                }
+            }
+        }
+        wgmma_wait<0>();
+        wgmma_results(o);
         w.stage_used();
         keep_wide(w, u, head, m, o, st);
     }
@@ -262,7 +351,11 @@ template <class C> struct wide_unit<C, true> {
     static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
                                                uint32_t head)
     {
-        wide_wgmma<C>(w, u, head).run();
+        if (C::PAIRS && w.kind_of(u) == RELAY_CUDA_PAIR) {
+            pair_wgmma<C>(w, u).run(head);
+        } else {
+            wide_wgmma<C>(w, u, head).run();
+        }
     }
 };
 

@@ -117,11 +117,19 @@ template <class C> struct worker {
     /* Number of a position that needs no ticket, or NONE. */
     __device__ __forceinline__ uint32_t fixed_unit(uint32_t position) const
     {
-        uint32_t groups = gridDim.x * C::GROUPS;
-        uint32_t i = position < num_pairs ? p.number_begin + blockIdx.x + position * gridDim.x
-                                          : p.pair_end + group * gridDim.x + blockIdx.x +
-                                                (position - num_pairs) * groups;
-        return position < num_pairs + 2 && i < p.number_end ? i : RELAY_CUDA_NONE;
+        const uint32_t pairs =
+            (p.flags & RELAY_CUDA_P_APART) != 0 ? p.pair_end - p.number_begin : 0;
+        const uint32_t blocks = gridDim.x - pairs; /* for other units, the last of the grid */
+        uint32_t i;
+        if (position < num_pairs) {
+            i = p.number_begin + blockIdx.x + position * gridDim.x;
+        } else if (position >= num_pairs + 2 || blockIdx.x < pairs) {
+            i = RELAY_CUDA_NONE;
+        } else {
+            i = p.pair_end + ((position - num_pairs) * C::GROUPS + group) * blocks + blockIdx.x -
+                pairs;
+        }
+        return i < p.number_end ? i : RELAY_CUDA_NONE;
     }
 
     /* A number's unit and (first) head. */

@@ -188,6 +188,7 @@ static void spoil_outputs(struct problem *p, const struct device_io *d)
             (void)cudaMemset(d->ios[i].lse, 0xff, b.lse);
         }
     }
+    (void)cudaDeviceSynchronize(); /* run's stream does not wait for these */
 }
 
 /* NaN where the call's tokens go. */
