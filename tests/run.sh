@@ -6,21 +6,23 @@
 #   --full           also what takes long: every conformance shape, the whole suite in the chroot
 #   --engine         also a real engine with real weights: downloads 1.1 GB, once
 #   --only STEP      one step (may be given again): deps python release dev tsan fuzz quickstart
-#                    chroot conformance engine
+#                    chroot cuda conformance engine
 #   --no-deps        install nothing
 #   --inside-chroot  leave out what cannot run inside itself
 #
 # Steps: deps installs what is missing; python runs the standard gRPC clients in a virtual
 # environment, which later steps use too; release, dev (ASan, UBSan) and tsan build in build/STEP and
 # run ctest; fuzz fuzzes briefly; quickstart is the README's other command; chroot runs both commands
-# on a fresh Debian in a folder (needs root); conformance, with --full only, is the suite on the cpu
-# backend with the shapes that take minutes each; engine, with --engine, is Transformers on relayd.
+# on a fresh Debian in a folder (needs root); cuda compiles the kernels for GPUs alone, for sm_80 and
+# sm_90a, where there is nvcc (running them takes a GPU: preset cuda, then ctest); conformance, with
+# --full only, is the suite on the cpu backend with the shapes that take minutes each; engine, with
+# --engine, is Transformers on relayd.
 # A step that cannot run says why and counts as one skipped. Each step's log is build/logs/STEP.log.
 # Exit code: 0 nothing failed, 1 something did, 64 bad arguments.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
-usual_steps="deps python release dev tsan fuzz quickstart chroot"
+usual_steps="deps python release dev tsan fuzz quickstart cuda chroot"
 all_steps="$usual_steps conformance engine"
 mode=normal
 inside=no
@@ -46,7 +48,7 @@ while [ $# -gt 0 ]; do
     shift
     ;;
   *)
-    sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
     exit 64
     ;;
   esac
@@ -168,6 +170,15 @@ step_engine() {
 }
 step_quickstart() {
   deploy/quickstart.sh
+}
+step_cuda() {
+  if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+    echo "there is no nvcc"
+    return 77
+  fi
+  # Of bfloat16's kernels all, of float16's, which differ in a type, none: they would double the time.
+  cmake -S kernels -B build/cuda-kernels -G Ninja -DCMAKE_BUILD_TYPE=Release -DRELAY_WERROR=ON \
+    -DRELAY_CUDA=ON -DRELAY_KERNELS=_bf16_ && cmake --build build/cuda-kernels -j "$jobs"
 }
 step_chroot() {
   if [ "$mode" = full ]; then
