@@ -16,32 +16,25 @@
  * max(bytes / bandwidth, flops / peak) / time; bytes are K/V once, q and out. One thread, plus the
  * backend's. */
 #include "cell.h"
+#include "options.h"
 #include "roofline.h"
 
 #include "cpu/isa.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define LIST_MAX 16
-
-struct list {
-    uint32_t values[LIST_MAX];
-    uint32_t count;
-};
-
 struct heads {
     uint32_t q, kv, dim;
 };
 
 struct config {
-    struct heads heads[LIST_MAX];
+    struct heads heads[BENCH_LIST_MAX];
     uint32_t num_heads;
-    struct list batch, prompt, context;
+    struct bench_list batch, prompt, context;
     uint32_t head_dim, ms, threads, rest_ms;
     const char *isa;
     const char *dump;
@@ -251,28 +244,6 @@ static bool serve(struct machine *m, struct relay_backend *backend)
 /* ---- options -----------------------------------------------------------------------------------
  */
 
-static uint32_t number(const char *text, char **end)
-{
-    errno = 0;
-    unsigned long value = strtoul(text, end, 10);
-    if (errno != 0 || *end == text || value > 1u << 24) {
-        fprintf(stderr, "cpu_roofline: \"%s\" is no number\n", text);
-        exit(2);
-    }
-    return (uint32_t)value;
-}
-
-static struct list many(const char *text)
-{
-    struct list list = {.count = 0};
-    char *end;
-    do {
-        list.values[list.count++] = number(text, &end);
-        text = end + 1;
-    } while (*end == ',' && list.count < LIST_MAX);
-    return list;
-}
-
 static const struct option long_options[] = {
     {"heads", 1, NULL, 'h'},   {"head-dim", 1, NULL, 'd'}, {"batch", 1, NULL, 'b'},
     {"prompt", 1, NULL, 'p'},  {"context", 1, NULL, 'c'},  {"ms", 1, NULL, 'm'},
@@ -287,31 +258,31 @@ static void parse(int argc, char **argv, struct config *c)
     while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         switch (option) {
         case 'h':
-            c->heads[0].q = number(optarg, &end);
-            c->heads[0].kv = *end == '/' ? number(end + 1, &end) : c->heads[0].q;
+            c->heads[0].q = bench_number(optarg, &end);
+            c->heads[0].kv = *end == '/' ? bench_number(end + 1, &end) : c->heads[0].q;
             c->heads[0].dim = 0;
             c->num_heads = 1;
             break;
         case 'd':
-            c->head_dim = number(optarg, &end);
+            c->head_dim = bench_number(optarg, &end);
             break;
         case 'b':
-            c->batch = many(optarg);
+            c->batch = bench_many(optarg);
             break;
         case 'p':
-            c->prompt = many(optarg);
+            c->prompt = bench_many(optarg);
             break;
         case 'c':
-            c->context = many(optarg);
+            c->context = bench_many(optarg);
             break;
         case 'm':
-            c->ms = number(optarg, &end);
+            c->ms = bench_number(optarg, &end);
             break;
         case 'j':
-            c->threads = number(optarg, &end);
+            c->threads = bench_number(optarg, &end);
             break;
         case 'r':
-            c->rest_ms = number(optarg, &end);
+            c->rest_ms = bench_number(optarg, &end);
             break;
         case 'i':
             c->isa = optarg;

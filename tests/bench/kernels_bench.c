@@ -7,26 +7,19 @@
  * last-level cache in all, unless --layers says otherwise. Both modes must give the same bits; if
  * not, the exit code is 1. One thread, plus the backend's. */
 #include "cell.h"
+#include "options.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <strings.h>
-
-#define LIST_MAX 16
-
-struct list {
-    uint32_t values[LIST_MAX];
-    int count;
-};
 
 struct config {
     const char *backend;
     const char *isa;
     const char *dump; /* a folder, or NULL */
     struct cell_config cell;
-    struct list batch, prompt, context;
+    struct bench_list batch, prompt, context;
     uint32_t threads;
     uint32_t steps;
 };
@@ -81,40 +74,6 @@ static bool cell_bench(const struct config *config, struct relay_backend *backen
 /* ---- options -----------------------------------------------------------------------------------
  */
 
-static uint32_t number(const char *text, char **end)
-{
-    unsigned long value;
-    errno = 0;
-    value = strtoul(text, end, 10);
-    if (errno != 0 || *end == text || value > 1u << 24) {
-        fprintf(stderr, "kernels_bench: \"%s\" is no number\n", text);
-        exit(2);
-    }
-    return (uint32_t)value;
-}
-
-static uint32_t one(const char *text)
-{
-    char *end;
-    uint32_t value = number(text, &end);
-    if (*end != '\0') {
-        fprintf(stderr, "kernels_bench: \"%s\" is no number\n", text);
-        exit(2);
-    }
-    return value;
-}
-
-static struct list many(const char *text)
-{
-    struct list list = {.count = 0};
-    char *end;
-    do {
-        list.values[list.count++] = number(text, &end);
-        text = end + 1;
-    } while (*end == ',' && list.count < LIST_MAX);
-    return list;
-}
-
 static enum relay_dtype dtype_named(const char *name)
 {
     for (int i = RELAY_DTYPE_F32; i <= RELAY_DTYPE_BF16; i++) {
@@ -151,41 +110,41 @@ static void parse(int argc, char **argv, struct config *c)
             c->backend = optarg;
             break;
         case 'h':
-            c->cell.q_heads = number(optarg, &end);
-            c->cell.kv_heads = *end == '/' ? one(end + 1) : c->cell.q_heads;
+            c->cell.q_heads = bench_number(optarg, &end);
+            c->cell.kv_heads = *end == '/' ? bench_one(end + 1) : c->cell.q_heads;
             break;
         case 'd':
-            c->cell.head_dim = one(optarg);
+            c->cell.head_dim = bench_one(optarg);
             break;
         case 'b':
-            c->batch = many(optarg);
+            c->batch = bench_many(optarg);
             break;
         case 'p':
-            c->prompt = many(optarg);
+            c->prompt = bench_many(optarg);
             break;
         case 'c':
-            c->context = many(optarg);
+            c->context = bench_many(optarg);
             break;
         case 't':
             c->cell.dtype = dtype_named(optarg);
             break;
         case 'l':
-            c->cell.layers = one(optarg);
+            c->cell.layers = bench_one(optarg);
             break;
         case 'j':
-            c->threads = one(optarg);
+            c->threads = bench_one(optarg);
             break;
         case 's':
-            c->steps = one(optarg);
+            c->steps = bench_one(optarg);
             break;
         case 1:
-            c->cell.tune.block = one(optarg);
+            c->cell.tune.block = bench_one(optarg);
             break;
         case 2:
-            c->cell.tune.split = one(optarg);
+            c->cell.tune.split = bench_one(optarg);
             break;
         case 3:
-            c->cell.tune.rows = one(optarg);
+            c->cell.tune.rows = bench_one(optarg);
             break;
         default:
             exit(2);
@@ -216,9 +175,9 @@ int main(int argc, char **argv)
     if (relay_backend_open(config.backend, &options, &backend, &err) != RELAY_OK) {
         bench_die("backend", &err);
     }
-    for (int b = 0; b < config.batch.count; b++) {
-        for (int p = 0; p < config.prompt.count; p++) {
-            for (int c = 0; c < config.context.count; c++) {
+    for (uint32_t b = 0; b < config.batch.count; b++) {
+        for (uint32_t p = 0; p < config.prompt.count; p++) {
+            for (uint32_t c = 0; c < config.context.count; c++) {
                 same = cell_bench(&config, backend, config.batch.values[b], config.prompt.values[p],
                                   config.context.values[c]) &&
                        same;

@@ -13,6 +13,7 @@ static double peak(uint64_t rounds)
         config[48 + i] = 16;     /* rows */
     }
     memset(zeros, 0, sizeof(zeros));
+    __asm__ volatile("" ::"m"(config), "m"(zeros)); /* GCC's wrappers do not say what they read */
     _tile_loadconfig(config);
     _tile_zero(0);
     _tile_zero(1);
