@@ -31,25 +31,31 @@ uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel)
     return limit != 0 && limit < cuda->blocks[kernel] ? limit : cuda->blocks[kernel];
 }
 
-/* Items times heads of a multiprocessor from which on one large block streams better than two. */
-#define MANY_UNITS 6u
+/* Tokens of an item of many rows from which on two warpgroups that share its tiles are ahead of two
+ * that do not; measured on an H200. */
+#define PAIR_TOKENS 4096u
 
-/* Whether warpgroups had better share tiles. */
+/* Whether warpgroups had better share tiles: where long items of many rows are a good part of the
+ * work. A PAIR's bits are its own, so never in batch-invariant mode. */
 static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem *problem)
 {
-    uint64_t own = 0;
+    const struct relay_plan *plan = problem->plan;
     const struct relay_layer_kind *kind = &problem->shape->kind;
-    uint32_t group = kind->num_q_heads / kind->num_kv_heads;
+    uint64_t group = kind->num_q_heads / kind->num_kv_heads;
+    uint64_t work[2] = {0, 0}; /* tokens times warpgroups: items of few rows, of many */
+    uint32_t longest = 0;      /* of many rows */
     if (cuda->batch_invariant || cuda->options.tuning.batch_invariant) {
-        return true; /* the same kernel for every batch */
+        return false;
     }
-    for (uint32_t i = 0; i < problem->plan->num_items; i++) {
-        if ((uint64_t)problem->plan->items[i].row_count * group > RELAY_CUDA_ROWS_WIDE) {
-            return true;
-        }
-        own += kind->num_kv_heads;
+    for (uint32_t i = 0; i < plan->num_items; i++) {
+        const struct relay_item *item = &plan->items[i];
+        uint64_t rows = item->row_count * group;
+        uint32_t tokens = item->token_end - item->token_begin;
+        bool many = rows > RELAY_CUDA_ROWS_WIDE;
+        work[many ? 1 : 0] += tokens * ((rows + RELAY_CUDA_ROWS_WIDE - 1) / RELAY_CUDA_ROWS_WIDE);
+        longest = many && tokens > longest ? tokens : longest;
     }
-    return own >= MANY_UNITS * (uint64_t)cuda->properties.multiprocessors;
+    return longest >= PAIR_TOKENS && 2 * work[1] >= work[0];
 }
 
 size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,

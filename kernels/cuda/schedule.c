@@ -90,7 +90,7 @@ static uint32_t kind_of(const struct schedule_builder *b, uint32_t item, uint32_
     if (packed <= RELAY_CUDA_ROWS_NARROW && !wide) {
         return RELAY_CUDA_NARROW;
     }
-    return packed <= RELAY_CUDA_ROWS_WIDE ? RELAY_CUDA_WIDE : RELAY_CUDA_PAIR;
+    return b->geometry->pair ? RELAY_CUDA_PAIR : RELAY_CUDA_WIDE;
 }
 
 static enum relay_code add_tile(struct schedule_builder *b, uint32_t item, uint32_t begin,
@@ -112,8 +112,7 @@ static enum relay_code add_tile(struct schedule_builder *b, uint32_t item, uint3
 /* Tiles of whole plan rows, or of pieces of one row where its heads alone are too many. */
 static enum relay_code make_tiles(struct schedule_builder *b, struct relay_error *err)
 {
-    bool pair = b->geometry->pair && !b->tuning->batch_invariant; /* a PAIR's bits are its own */
-    uint32_t most = pair ? RELAY_CUDA_ROWS_PAIR : RELAY_CUDA_ROWS_WIDE;
+    uint32_t most = b->geometry->pair ? RELAY_CUDA_ROWS_PAIR : RELAY_CUDA_ROWS_WIDE;
     uint32_t tile = b->group <= most ? most / b->group * b->group : most;
     enum relay_code code = RELAY_OK;
     for (uint32_t i = 0; i < b->plan->num_items; i++) {

@@ -99,12 +99,42 @@ static uint32_t enough(const struct schedule_builder *b, uint32_t steps, const s
     return n;
 }
 
+/* What units of `quantum` steps cost that run at once, the requests' own after the shared ones
+ * where there is no room beside them; UINT64_MAX where there are too many shared ones for that.
+ * Hundredths of a step. */
+static uint64_t wave_cost(const struct schedule_builder *b, uint32_t quantum)
+{
+    const struct schedule_split *splits = b->splits.data;
+    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint64_t units[2] = {0, 0}; /* shared, own; in warpgroups */
+    uint32_t own_steps = 0;
+    uint32_t parts = 0;
+    bool pairs = false;
+    uint64_t later;
+    for (uint32_t s = 0; s < b->plan->num_segments; s++) {
+        uint32_t n = relay_ceil_div_u32(splits[s].steps, quantum);
+        bool shared = b->plan->segments[s].shared;
+        units[shared ? 0 : 1] +=
+            (uint64_t)splits[s].tiles * n * b->heads * groups_of(splits[s].kind);
+        if (splits[s].tiles != 0) {
+            parts = max_u32(parts, n);
+            pairs = pairs || splits[s].kind == RELAY_CUDA_PAIR;
+            own_steps = shared ? own_steps : max_u32(own_steps, splits[s].steps);
+        }
+    }
+    if (units[0] > slots || parts > SPLITS_MOST || (!pairs && units[0] + units[1] > slots)) {
+        return UINT64_MAX;
+    }
+    later = units[0] + units[1] > slots ? units[0] + units[1] - slots : 0;
+    return (uint64_t)quantum * 100u + parts * MERGE_16 / 16u +
+           (later + slots - 1) / slots * (min_u32(quantum, own_steps) * 100u + UNIT);
+}
+
 /* The steps of a unit, the same for all segments, with which all units run at once and the step is
  * soonest done; 0 where there are too many tiles for that. */
 static uint32_t one_wave(const struct schedule_builder *b)
 {
     const struct schedule_split *splits = b->splits.data;
-    uint32_t slots = b->geometry->blocks * b->geometry->groups;
     uint32_t longest = 0;
     uint32_t best = 0;
     uint64_t best_cost = UINT64_MAX;
@@ -113,16 +143,8 @@ static uint32_t one_wave(const struct schedule_builder *b)
     }
     /* Larger quanta come in larger strides: near ones differ little. */
     for (uint32_t q = STEPS_LEAST; q < 2 * longest; q += max_u32(q / 8, 1)) {
-        uint64_t units = 0;
-        uint32_t parts = 0;
-        uint64_t cost;
-        for (uint32_t s = 0; s < b->plan->num_segments && units <= slots; s++) {
-            uint32_t n = relay_ceil_div_u32(splits[s].steps, q);
-            units += (uint64_t)splits[s].tiles * n * b->heads * groups_of(splits[s].kind);
-            parts = splits[s].tiles != 0 ? max_u32(parts, n) : parts;
-        }
-        cost = (uint64_t)q * 100u + parts * MERGE_16 / 16u;
-        if (units <= slots && parts <= SPLITS_MOST && cost < best_cost) {
+        uint64_t cost = wave_cost(b, q);
+        if (cost < best_cost) {
             best_cost = cost;
             best = q;
         }

@@ -3,7 +3,7 @@
 #   name              engine dtype dim stages warpgroups  capability (least, most; 0 = no limit)
 #
 # With two warpgroups a block fills a multiprocessor, and they share tiles of 128 rows; such kernels
-# are for plans with items of so many rows. With one, two blocks do, of two launches if need be.
+# are for plans with long items of so many rows. With one, two blocks do, of two launches if need be.
 # wgmma needs sm_90a code, which runs on 9.0 alone. -DRELAY_KERNELS=<regex> builds those whose names
 # match (and the kernel for every shape), for quick work on one of them.
 set(RELAY_CUDA_VARIANTS

@@ -3,7 +3,7 @@
 #ifndef RELAY_CUDA_DEVICE_ATTEND_CUH
 #define RELAY_CUDA_DEVICE_ATTEND_CUH
 
-#include "cuda/device/wide.cuh"
+#include "cuda/device/pair.cuh"
 
 namespace relay
 {
@@ -38,6 +38,14 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
                 w.fresh = w.ahead != 0;
             }
         }
+        if (w.slot(0).valid && w.is_pair(w.slot(0).unit)) {
+            const relay_cuda_unit &u = w.slot(0).unit;
+            if (w.ahead == 0 &&
+                !(early && w.appends(u, w.first_token(u), 2 * RELAY_CUDA_ROWS_PAIR))) {
+                pair_begin<C, C::PAIRS>::load(w, u, w.slot(0).head);
+            }
+            continue;
+        }
         /* The next unit's queries would take the place of the first one's. Early: no tokens of the
          * call, as the launch before may write them. */
         while (w.ahead < (C::STAGES > 2 ? C::STAGES - 1 : 1) && w.slot(0).valid) {
@@ -67,13 +75,14 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
             const uint32_t stage = own ? narrow(w, u, head) : 0;
             finish_rows(w, u, head, own, stage);
         } else {
-            wide_unit<C, C::WGMMA>::run(w, u, head);
+            wide_unit<C, C::WGMMA, C::PAIRS>::run(w, u, head);
         }
         if (w.warp == 0) {
             w.look_ahead_finish();
         }
-        if (C::PAIRS && kind == RELAY_CUDA_PAIR) {
+        if (w.is_pair(u)) {
             barrier(0, C::THREADS);
+            w.load_more(C::STAGES);
         } else {
             w.group_barrier();
         }

@@ -1,4 +1,4 @@
-/* Warpgroup matrix products with A in registers and B in shared memory (sm_90a).
+/* Warpgroup matrix products with B in shared memory and A in registers or there too (sm_90a).
  *
  * A warpgroup's D[64][N] lies in registers as d[N / 8][4]: warp w has rows 16 w + g and 16 w + g +
  * 8 (g = lane / 4), columns 8 j + 2 (lane % 4) and the next: the layout of mma.m16n8k16. B tiles
@@ -42,9 +42,9 @@ template <int n> __device__ __forceinline__ void wgmma_results(float (&d)[n][4])
     }
 }
 
-/* Describes a B tile. K-major (rows are N): `stride` 1024, from 8 rows to the next, `lead` unused.
- * MN-major (rows are K): `stride` 1024, from 8 rows to the next; `lead` from 64 columns to the
- * next.
+/* Describes a tile. K-major (rows are N, or M of A): `stride` 1024, from 8 rows to the next, `lead`
+ * unused. MN-major (rows are K): `stride` 1024, from 8 rows to the next; `lead` from 64 columns to
+ * the next.
  */
 __device__ __forceinline__ uint64_t wgmma_tile(uint32_t address, uint32_t lead, uint32_t stride)
 {
@@ -78,6 +78,14 @@ __device__ __forceinline__ uint64_t wgmma_tile(uint32_t address, uint32_t lead, 
                  : RELAY_R32(d, 0), RELAY_R32(d, 8)                                                \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
 
+/* The same with A in shared memory, K-major like B. */
+#define RELAY_WGMMA128_SHARED(types)                                                               \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                      \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." types " {" RELAY_LIST64 "}, "      \
+                 "%64, %65, p, 1, 1, 0, 0;\n}\n"                                                   \
+                 : RELAY_R32(d, 0), RELAY_R32(d, 8)                                                \
+                 : "l"(a), "l"(b), "r"(add))
+
 template <typename T> struct wgmma_type;
 
 /* D = A B (add 0) or D + A B (add 1), asynchronous. `scores`: B is K-major; `values`: MN-major. */
@@ -87,10 +95,10 @@ template <> struct wgmma_type<__nv_bfloat16> {
     {
         RELAY_WGMMA64("bf16.bf16", "0");
     }
-    static __device__ __forceinline__ void scores(float (&d)[16][4], const uint32_t (&a)[4],
-                                                  uint64_t b, int add)
+    static __device__ __forceinline__ void scores(float (&d)[16][4], uint64_t a, uint64_t b,
+                                                  int add)
     {
-        RELAY_WGMMA128("bf16.bf16", "0");
+        RELAY_WGMMA128_SHARED("bf16.bf16");
     }
     static __device__ __forceinline__ void values(float (&d)[8][4], const uint32_t (&a)[4],
                                                   uint64_t b, int add)
@@ -110,10 +118,10 @@ template <> struct wgmma_type<__half> {
     {
         RELAY_WGMMA64("f16.f16", "0");
     }
-    static __device__ __forceinline__ void scores(float (&d)[16][4], const uint32_t (&a)[4],
-                                                  uint64_t b, int add)
+    static __device__ __forceinline__ void scores(float (&d)[16][4], uint64_t a, uint64_t b,
+                                                  int add)
     {
-        RELAY_WGMMA128("f16.f16", "0");
+        RELAY_WGMMA128_SHARED("f16.f16");
     }
     static __device__ __forceinline__ void values(float (&d)[8][4], const uint32_t (&a)[4],
                                                   uint64_t b, int add)
@@ -133,6 +141,7 @@ template <> struct wgmma_type<__half> {
 #undef RELAY_LIST64
 #undef RELAY_WGMMA64
 #undef RELAY_WGMMA128
+#undef RELAY_WGMMA128_SHARED
 
 } // namespace relay
 

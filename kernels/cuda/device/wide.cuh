@@ -1,8 +1,6 @@
-/* Units of 17 to 64 packed rows (WIDE, one warpgroup) or to 128 (PAIR, two that read the same
- * tiles): a warp has 16 rows and all tokens of a tile.
- *
- * With wgmma the scores of the next 64 tokens are computed while the softmax of the current ones
- * runs, so a stage is in use until the next tile's products have begun. Device code. */
+/* Units of 17 to 64 packed rows (WIDE), by one warpgroup: a warp has 16 rows and all tokens of a
+ * tile. With wgmma the scores of the next 64 tokens are computed while the softmax of the current
+ * ones runs, so a stage is in use until the next tile's products have begun. Device code. */
 #ifndef RELAY_CUDA_DEVICE_WIDE_CUH
 #define RELAY_CUDA_DEVICE_WIDE_CUH
 
@@ -82,6 +80,16 @@ __device__ __forceinline__ void append_all(const worker<C> &w, const relay_cuda_
     }
 }
 
+/* Parts of 64 tokens [x, y) of a unit that every row sees all of. */
+template <class C>
+__device__ __forceinline__ uint2 plain_parts(const worker<C> &w, const relay_cuda_unit &u)
+{
+    const uint32_t first = w.first_token(u);
+    const uint32_t x = u.token_begin == first ? 0 : 1;
+    const uint32_t y = max((u.token_end - first) / RELAY_CUDA_STEP_TOKENS, x);
+    return make_uint2(x, (u.flags & RELAY_CUDA_MASKED) != 0 ? x : y);
+}
+
 template <class C> struct wide_wgmma {
     using T = typename C::T;
 
@@ -100,13 +108,9 @@ template <class C> struct wide_wgmma {
                                           uint32_t head_)
         : w(worker_), u(unit), head(head_), tile(0), scale(scale_of<C>(worker_.p))
     {
-        const uint32_t first = w.first_token(u);
-        num_parts = (u.token_end - first + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
-        plain.x = u.token_begin == first ? 0 : 1;
-        plain.y = max((u.token_end - first) / RELAY_CUDA_STEP_TOKENS, plain.x);
-        if ((u.flags & RELAY_CUDA_MASKED) != 0) {
-            plain.y = plain.x;
-        }
+        num_parts =
+            (u.token_end - w.first_token(u) + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
+        plain = plain_parts(w, u);
     }
 
     __device__ __forceinline__ void scores_begin(float (&s)[8][4], uint32_t stage)
@@ -224,138 +228,6 @@ template <class C> struct wide_wgmma {
         w.ahead -= tile != 0 ? 1 : 0; /* the tile before the last */
         w.stage_used();
         keep_wide(w, u, head, m, o, st);
-    }
-};
-
-/* A PAIR unit: 128 tokens at a time, so that one warpgroup's softmax has the other's products
- * beside it. They tell each other when a tile of theirs is there and one is no longer needed, and
- * are else free to drift apart, which they do by half a tile. */
-template <class C> struct pair_wgmma {
-    using T = typename C::T;
-
-    worker<C> &w;
-    const relay_cuda_unit &u;
-    query_registers<C> q;
-    float s[16][4];
-    float o[C::D / 8][4];
-    row_state st;
-
-    __device__ __forceinline__ pair_wgmma(worker<C> &worker_, const relay_cuda_unit &unit)
-        : w(worker_), u(unit)
-    {
-    }
-
-    __device__ __forceinline__ void scores_begin()
-    {
-        const uint32_t at = w.key_tile(w.use_stage);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < C::D / 16; k++) {
-            uint32_t from = at + k / 4 * C::PLANE_BYTES + k % 4 * 32;
-            wgmma_type<T>::scores(s, q.a[k], wgmma_tile(from, 16, 1024), k != 0);
-        }
-        wgmma_commit();
-    }
-
-    __device__ __forceinline__ void values_begin()
-    {
-        const uint32_t at = w.value_tile(w.use_stage);
-        uint32_t a[8][4];
-#pragma unroll
-        for (int t = 0; t < 8; t++) {
-            weights_pack<T>(a[t], s, t);
-        }
-        wgmma_fence();
-#pragma unroll
-        for (int t = 0; t < 8; t++) {
-            wgmma_type<T>::values(o, a[t], wgmma_tile(at + t * 2048, C::PLANE_BYTES, 1024), 1);
-        }
-        wgmma_commit();
-    }
-
-    __device__ __forceinline__ static uint32_t signal(uint32_t group, uint32_t tile)
-    {
-        return 3 + 2 * group + (tile & 1);
-    }
-
-    __device__ __forceinline__ void run(uint32_t head)
-    {
-        const uint32_t tiles = w.num_tiles(u);
-        const uint32_t m = w.query_row(u) + (w.lane >> 2);
-        const float scale = scale_of<C>(w.p);
-        uint2 plain = w.whole_tiles(u);
-        if ((u.flags & RELAY_CUDA_MASKED) != 0) {
-            plain = make_uint2(0, 0);
-        }
-#pragma unroll
-        for (int j = 0; j < C::D / 8; j++) {
-            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-        }
-        state_reset(st);
-        w.rows_begin(u, head);
-        w.load_wait(w.ahead - 1);
-        fence_proxy_async();
-        barrier(0, C::THREADS);
-        queries_begin(w, u, head, q);
-        w.load_more(C::STAGES);
-        scores_begin();
-        append_all(w, u, head);
-#pragma unroll 1
-        for (uint32_t t = 0; t < tiles; t++) {
-            const bool more = t + 1 < tiles;
-            float alpha[2];
-            wgmma_wait<0>();
-            wgmma_results(s);
-            wgmma_results(o);
-            w.ahead -= t != 0 ? 1 : 0; /* the tile before is used up */
-            if (more) {
-                w.load_wait(w.ahead - 2);
-                fence_proxy_async();
-                barrier_arrive(signal(w.group, t), C::THREADS);
-            }
-            if (__builtin_expect(t - plain.x >= plain.y - plain.x, 0)) {
-                scores_finish(w, u, w.first_token(u) + t * 128, s);
-            }
-            if (__builtin_expect(softmax(s, scale, st, alpha), 0)) {
-                rescale(o, alpha);
-            }
-            values_begin();
-            if (more) {
-                w.use_stage = w.use_stage + 1 == C::STAGES ? 0 : w.use_stage + 1;
-                barrier(signal(1 - w.group, t), C::THREADS);
-                scores_begin();
-                w.load_more(C::STAGES);
-                if (__builtin_expect(w.asked, 0)) {
-                    w.look_ahead_resolve();
-                }
-            }
-        }
-        wgmma_wait<0>();
-        wgmma_results(o);
-        w.stage_used();
-        keep_wide(w, u, head, m, o, st);
-    }
-};
-
-template <class C, bool wgmma> struct wide_unit;
-
-template <class C> struct wide_unit<C, false> {
-    static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
-                                               uint32_t head)
-    {
-        wide_mma<C>::run(w, u, head);
-    }
-};
-
-template <class C> struct wide_unit<C, true> {
-    static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
-                                               uint32_t head)
-    {
-        if (C::PAIRS && w.kind_of(u) == RELAY_CUDA_PAIR) {
-            pair_wgmma<C>(w, u).run(head);
-        } else {
-            wide_wgmma<C>(w, u, head).run();
-        }
     }
 };
 

@@ -218,6 +218,11 @@ template <class C> struct worker {
         return u.flags & RELAY_CUDA_KIND_MASK;
     }
 
+    static __device__ __forceinline__ bool is_pair(const relay_cuda_unit &u)
+    {
+        return C::PAIRS && kind_of(u) == RELAY_CUDA_PAIR;
+    }
+
     /* Warps that share a head's tokens in a NARROW unit. */
     __device__ __forceinline__ uint32_t head_warps() const
     {
@@ -327,13 +332,36 @@ template <class C> struct worker {
         pages_next = page_load(u, pages_count + lane);
     }
 
+    /* Pages of the tile to load are in `pages` from here on. */
+    __device__ __forceinline__ void pages_go_on(const relay_cuda_unit &u)
+    {
+        if ((p.flags & RELAY_CUDA_P_POW2) != 0 && load_tile == pages_tile + pages_count) {
+            pages = pages_next;
+            pages_tile = load_tile;
+            pages_count = 32;
+            pages_next = page_load(u, load_tile + 32 + lane);
+        }
+    }
+
+    /* Before a unit's first tile. */
+    __device__ __forceinline__ void load_begin(const relay_cuda_unit &u, uint32_t head)
+    {
+        load_token = warp_token(u, 0);
+        load_step = 1u << tile_shift(u);
+        load_place = head * p.page_tokens * p.k_row_bytes + lane * 16;
+        once = (p.flags & RELAY_CUDA_P_STREAM) != 0 && (u.flags & RELAY_CUDA_SHARED) == 0;
+        if ((p.flags & RELAY_CUDA_P_POW2) != 0) {
+            pages_begin(u);
+        }
+    }
+
     /* Looks for the next tile: past units without tiles, into the next unit, to the next run. True
      * when there is one, in a run if `run` says so. */
     __device__ __forceinline__ bool load_prepare(bool with_queries)
     {
         for (;; load_at++, load_tile = 0) {
-            if (load_at > at + 1 || !slot(load_at).valid) {
-                return false;
+            if (load_at > at + 1 || !slot(load_at).valid || is_pair(slot(load_at).unit)) {
+                return false; /* PAIR units load for themselves */
             }
             if (load_tile < num_tiles(slot(load_at).unit)) {
                 break;
@@ -344,23 +372,12 @@ template <class C> struct worker {
         const bool paged = (p.flags & RELAY_CUDA_P_POW2) != 0; /* 16 tokens lie in one page */
         if (load_tile == 0) {
             uint32_t head = head_of(from);
-            load_token = warp_token(u, 0);
-            load_step = 1u << tile_shift(u);
-            load_place = head * p.page_tokens * p.k_row_bytes + lane * 16;
-            once = (p.flags & RELAY_CUDA_P_STREAM) != 0 && (u.flags & RELAY_CUDA_SHARED) == 0;
-            if (paged) {
-                pages_begin(u);
-            }
+            load_begin(u, head);
             if (C::QUERIES_IN_REGISTERS && with_queries) {
                 load_queries(query_place(u, head));
             }
         }
-        if (paged && load_tile == pages_tile + pages_count) {
-            pages = pages_next;
-            pages_tile = load_tile;
-            pages_count = 32;
-            pages_next = page_load(u, load_tile + 32 + lane);
-        }
+        pages_go_on(u);
         if (paged && (p.flags & RELAY_CUDA_P_EXACT) != 0) {
             uint2 whole = whole_tiles(u);
             if (load_tile >= whole.x && load_tile < whole.y) {
@@ -371,61 +388,73 @@ template <class C> struct worker {
         return true;
     }
 
-    /* This warp's 16 tokens, all in one page and all wanted, of rows without padding. */
-    __device__ __forceinline__ void load_whole(const unsigned char *k, const unsigned char *v,
+    /* This lane's first copy of 16 whole rows from `token` on, from the K or V of the layer on. */
+    __device__ __forceinline__ uint64_t whole_place(uint32_t page, uint32_t token) const
+    {
+        uint32_t in_page = token & ((1u << p.page_shift) - 1);
+        return page * p.page_stride + (load_place + in_page * (C::D * 2));
+    }
+
+    __device__ __forceinline__ uint64_t load_policy() const
+    {
+        return once ? policy_evict_first() : policy_evict_normal();
+    }
+
+    /* Keys or values of this warp's 16 tokens, all in one page and all wanted, of rows without
+     * padding: from there to a stage's tile. */
+    __device__ __forceinline__ void load_whole(uint32_t to, const unsigned char *from,
                                                uint64_t policy) const
     {
-        const uint32_t to = key_tile(load_stage);
 #pragma unroll
         for (int i = 0; i < C::COPIES; i++) {
             uint32_t row = (i * 32 + lane) / C::CHUNKS;
             uint32_t chunk = (i * 32 + lane) % C::CHUNKS;
-            uint32_t offset = tile_offset<C>(first_row + row, chunk);
             /* Whole rows ahead of this lane's first copy: a constant where rows divide 32 chunks,
              * and a tile of whole rows is contiguous anyway. */
-            cp_async(to + offset, k + i * 512, 16, policy);
-            cp_async(to + C::TENSOR_BYTES + offset, v + i * 512, 16, policy);
+            cp_async(to + tile_offset<C>(first_row + row, chunk), from + i * 512, 16, policy);
         }
     }
 
-    /* The same token by token, zeros where the unit has none or rows are padded: any page size (one
-     * page for all: `page`, if `paged`), and tokens that come with the call. Lane i finds token i's
-     * keys, lane 16 + i its values. */
-    __device__ __forceinline__ void load_rows(const relay_cuda_unit &u, uint32_t head, bool paged,
-                                              uint32_t page) const
+    /* Where lane i finds the keys of the i-th of this warp's 16 tokens from `token` on, lane 16 + i
+     * its values; 0 where the unit has none. Any page size (one page for all: `page`, if `paged`),
+     * and tokens that come with the call. */
+    __device__ __forceinline__ uint64_t row_place(const relay_cuda_unit &u, uint32_t head,
+                                                  uint32_t token, bool paged, uint32_t page) const
     {
         const bool is_value = lane >= 16;
-        const uint32_t t = load_token + lane % 16;
+        const uint32_t t = token + lane % 16;
         const uint32_t row_bytes = is_value ? p.v_row_bytes : p.k_row_bytes;
-        uint64_t from = 0;
-        if (t >= u.token_begin && t < u.token_end) {
-            if (t - u.append_token < u.append_count && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
-                const relay_cuda_io &io = io_at(p, u.append_io);
-                const void *rows = is_value && p.v != p.k ? io.v : io.k;
-                size_t i = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
-                from = (uint64_t)rows + i * row_bytes;
-            } else {
-                uint32_t in_page = t & ((1u << p.page_shift) - 1);
-                if (!paged) {
-                    uint32_t i = t / p.page_tokens;
-                    page = __ldg(p.pages + u.page_begin + i);
-                    in_page = t - i * p.page_tokens;
-                }
-                size_t i = (size_t)head * p.page_tokens + in_page;
-                from = (uint64_t)(is_value ? p.v : p.k) + page * p.page_stride + i * row_bytes;
-            }
+        if (t < u.token_begin || t >= u.token_end) {
+            return 0;
         }
-        const uint32_t keys = key_tile(load_stage);
+        if (t - u.append_token < u.append_count && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
+            const relay_cuda_io &io = io_at(p, u.append_io);
+            const void *rows = is_value && p.v != p.k ? io.v : io.k;
+            size_t i = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
+            return (uint64_t)rows + i * row_bytes;
+        }
+        uint32_t in_page = t & ((1u << p.page_shift) - 1);
+        if (!paged) {
+            uint32_t i = t / p.page_tokens;
+            page = __ldg(p.pages + u.page_begin + i);
+            in_page = t - i * p.page_tokens;
+        }
+        size_t i = (size_t)head * p.page_tokens + in_page;
+        return (uint64_t)(is_value ? p.v : p.k) + page * p.page_stride + i * row_bytes;
+    }
+
+    /* Keys or values row by row, from what lanes `first` to `first` + 15 found; zeros where that is
+     * nothing or rows are padded. */
+    __device__ __forceinline__ void load_rows(uint32_t to, uint64_t from, uint32_t first,
+                                              uint32_t dim) const
+    {
 #pragma unroll 1
         for (uint32_t i = lane; i < 16 * C::CHUNKS; i += 32) {
             uint32_t row = i / C::CHUNKS;
             uint32_t chunk = i % C::CHUNKS;
-            uint32_t to = keys + tile_offset<C>(first_row + row, chunk);
-            uint64_t k = __shfl_sync(0xffffffffu, from, row);
-            uint64_t v = __shfl_sync(0xffffffffu, from, 16 + row);
-            cp_async(to, (const void *)(k + chunk * 16), k != 0 && chunk * 8 < p.dqk ? 16 : 0);
-            cp_async(to + C::TENSOR_BYTES, (const void *)(v + chunk * 16),
-                     v != 0 && chunk * 8 < p.dv ? 16 : 0);
+            uint64_t at = __shfl_sync(0xffffffffu, from, first + row);
+            cp_async(to + tile_offset<C>(first_row + row, chunk), (const void *)(at + chunk * 16),
+                     at != 0 && chunk * 8 < dim ? 16 : 0);
         }
     }
 
@@ -469,17 +498,22 @@ template <class C> struct worker {
         }
         if (__builtin_expect(run != 0, 1)) {
             uint32_t page = __shfl_sync(0xffffffffu, pages, run_page);
-            uint32_t in_page = load_token & ((1u << p.page_shift) - 1);
-            uint64_t place = page * p.page_stride + (load_place + in_page * (C::D * 2));
-            load_whole(p.k + place, p.v + place,
-                       once ? policy_evict_first() : policy_evict_normal());
+            const uint64_t place = whole_place(page, load_token);
+            const uint64_t policy = load_policy();
+            load_whole(key_tile(load_stage), p.k + place, policy);
+            load_whole(value_tile(load_stage), p.v + place, policy);
             run--;
             run_page++;
         } else {
             const unit_slot &from = slot(load_at);
             const bool paged = (p.flags & RELAY_CUDA_P_POW2) != 0;
             uint32_t page = __shfl_sync(0xffffffffu, pages, (load_tile - pages_tile) % 32);
-            load_rows(from.unit, head_of(from), paged, page);
+            uint64_t rows = row_place(from.unit, head_of(from), load_token, paged, page);
+#pragma unroll 1
+            for (uint32_t values = 0; values < 2; values++) {
+                load_rows(key_tile(load_stage) + values * C::TENSOR_BYTES, rows, values * 16,
+                          values ? p.dv : p.dqk);
+            }
         }
         cp_async_commit();
         load_stage = load_stage + 1 == C::STAGES ? 0 : load_stage + 1;
