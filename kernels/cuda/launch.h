@@ -28,9 +28,8 @@ extern "C" {
 enum relay_cuda_unit_kind {
     RELAY_CUDA_NARROW = 0, /* <= 16 packed rows; each warp has its own 16 tokens of a tile */
     RELAY_CUDA_WIDE = 1,   /* <= 64 packed rows; each warp has its own 16 rows */
-    RELAY_CUDA_PAIR =
-        2, /* <= 128 packed rows; two warpgroups read the same K/V. In place of WIDE */
-    RELAY_CUDA_MERGE = 3, /* no tokens: merges <= 16 packed rows and writes them */
+    RELAY_CUDA_PAIR = 2,   /* <= 128 packed rows; two warpgroups on the same K/V; never with WIDE */
+    RELAY_CUDA_MERGE = 3,  /* no tokens: merges <= 16 packed rows and writes them */
 };
 #define RELAY_CUDA_KIND_MASK 3u
 
