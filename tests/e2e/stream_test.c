@@ -329,9 +329,19 @@ static void test_a_step_has_ended_when_it_must_have(void)
 
 #define PAIR_ROWS 4u
 
+/* Says through `there` that this process has a session, and waits for the other's
+ * word on `awaited`: a process under TSan on a loaded machine takes longer to start than all the
+ * steps of the first. False where the other ended without a word. */
+static bool meet(int there, int awaited)
+{
+    char word = 1;
+    const bool said = write(there, &word, 1) == 1;
+    return said && read(awaited, &word, 1) == 1;
+}
+
 /* Steps with align_us until one of its launches had both processes' rows; 0, or 1 with the reason
- * printed. Goes on for a while after that, as company for the other. */
-static int walk(uint64_t seed, bool *seen)
+ * printed. Begins when the other process does, and goes on for a while as company for it. */
+static int walk(uint64_t seed, int there, int awaited, bool *seen)
 {
     struct relay_step_options options = RELAY_STEP_OPTIONS_INIT;
     struct relay_session *session = open_session(true);
@@ -339,7 +349,8 @@ static int walk(uint64_t seed, bool *seen)
     struct relay_step *step = NULL;
     uint32_t after = 0;
     options.align_us = 50000;
-    if (session == NULL || kit_open(&b, session, PAIR_ROWS, seed, PAIR_ROWS, &err) != RELAY_OK) {
+    if (session == NULL || kit_open(&b, session, PAIR_ROWS, seed, PAIR_ROWS, &err) != RELAY_OK ||
+        !meet(there, awaited)) {
         return 1;
     }
     enum relay_code code = RELAY_OK;
@@ -376,14 +387,14 @@ static int walk(uint64_t seed, bool *seen)
     return 0;
 }
 
-/* The other process: this program again, told where the server is. */
-static int be_other(const char *target)
+/* The other process: this program again, told where the server is and which files to meet by. */
+static int be_other(const char *target, int there, int awaited)
 {
     bool seen = false;
     if (relay_client_open(target, NULL, &client, &err) != RELAY_OK) {
         return 1;
     }
-    const int result = walk(900, &seen);
+    const int result = walk(900, there, awaited, &seen);
     relay_client_close(client);
     return result != 0 ? 1 : (seen ? 0 : 2);
 }
@@ -392,13 +403,26 @@ static void test_two_processes_share_a_prompt(void)
 {
     bool seen = false;
     int status = 0;
+    int to[2];
+    int from[2];
+    char awaited[12];
+    char there[12];
+    CHECK(pipe(to) == 0 && pipe(from) == 0);
+    snprintf(awaited, sizeof awaited, "%d", to[0]);
+    snprintf(there, sizeof there, "%d", from[1]);
     const pid_t other = fork();
     if (other == 0) { /* nothing between fork and exec that gRPC's locks could hold up */
-        execl(self, self, "--other", server.unix_target, (char *)NULL);
+        close(to[1]);
+        close(from[0]);
+        execl(self, self, "--other", server.unix_target, awaited, there, (char *)NULL);
         _exit(127);
     }
     CHECK(other > 0);
-    const int result = walk(910, &seen);
+    close(to[0]);
+    close(from[1]);
+    const int result = walk(910, to[1], from[0], &seen);
+    close(to[1]);
+    close(from[0]);
     CHECK_EQ(waitpid(other, &status, 0), other);
     CHECK_EQ(result, 0);
     CHECK(seen);
@@ -420,8 +444,8 @@ static void test_nothing_is_left(void)
 
 int main(int argc, char **argv)
 {
-    if (argc == 3 && strcmp(argv[1], "--other") == 0) {
-        return be_other(argv[2]);
+    if (argc == 5 && strcmp(argv[1], "--other") == 0) {
+        return be_other(argv[2], atoi(argv[4]), atoi(argv[3]));
     }
     self = argv[0];
     if (!test_server_start(&server, NULL)) {
