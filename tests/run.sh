@@ -14,7 +14,8 @@
 # environment, which later steps use too; release, dev (ASan, UBSan) and tsan build in build/STEP and
 # run ctest; fuzz fuzzes briefly; quickstart is the README's other command; chroot runs both commands
 # on a fresh Debian in a folder (needs root); cuda compiles the kernels for GPUs alone, for sm_80 and
-# sm_90a, where there is nvcc (running them takes a GPU: preset cuda, then ctest); conformance, with
+# sm_90a, where there is nvcc, and none may spill registers (running them takes a GPU: preset cuda,
+# then ctest); conformance, with
 # --full only, is the suite on the cpu backend with the shapes that take minutes each; engine, with
 # --engine, is Transformers on relayd.
 # A step that cannot run says why and counts as one skipped. Each step's log is build/logs/STEP.log.
@@ -48,7 +49,7 @@ while [ $# -gt 0 ]; do
     shift
     ;;
   *)
-    sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,22s/^# \{0,1\}//p' "$0" >&2
     exit 64
     ;;
   esac
@@ -178,7 +179,10 @@ step_cuda() {
   fi
   # Of bfloat16's kernels all, of float16's, which differ in a type, none: they would double the time.
   cmake -S kernels -B build/cuda-kernels -G Ninja -DCMAKE_BUILD_TYPE=Release -DRELAY_WERROR=ON \
-    -DRELAY_CUDA=ON -DRELAY_KERNELS=_bf16_ && cmake --build build/cuda-kernels -j "$jobs"
+    -DRELAY_CUDA=ON -DRELAY_KERNELS=_bf16_ -DCMAKE_CUDA_FLAGS=-Xptxas=-v || return
+  # What has been compiled before would say nothing about its registers.
+  cmake --build build/cuda-kernels --clean-first -j "$jobs" 2>&1 | tee "$logs/cuda.out"
+  [ "${PIPESTATUS[0]}" = 0 ] && tests/lint/registers.py "$logs/cuda.out"
 }
 step_chroot() {
   if [ "$mode" = full ]; then

@@ -114,13 +114,12 @@ struct relay_cuda_params {
     const unsigned char *v;
     uint64_t page_stride;
     const void *q;         /* STAGED: [rows * Hkv * group, dqk] */
-    const float *q_scale;  /* simt, unused otherwise */
     float *partial_out;    /* [Hkv,slots,partial_stride] normalised */
     uint32_t *partial_lse; /* [Hkv,slots] float32 bits, base 2 */
     uint32_t *ticket;
     const float *slopes;  /* [Hq] or NULL */
     const float *sinks;   /* [Hq] or NULL */
-    const float *k_scale; /* [Hkv] or NULL; simt only */
+    const float *k_scale; /* [Hkv] or NULL; F8_E4M3 */
     const float *v_scale;
     const struct relay_cuda_io *io_table; /* when more than the inline ones */
     uint32_t num_ios;
@@ -151,7 +150,8 @@ struct relay_cuda_params {
     uint32_t v_row_bytes;
     uint32_t window;
     uint32_t chunk;
-    float scale; /* of scores, natural */
+    float scale;      /* of scores, natural */
+    float scale_log2; /* the same for base 2: scale * log2(e) */
     float softcap;
     uint32_t kv_dtype; /* enum relay_dtype */
     uint32_t io_dtype;

@@ -23,10 +23,17 @@ static bool fits_shape(const struct relay_cuda_traits *t, const struct relay_sha
         (special && !t->special)) {
         return false;
     }
+    if (t->io_dtype == RELAY_DTYPE_UNSPECIFIED) {
+        return true;
+    }
+    /* Rows are copied by 16 bytes. */
+    if (kind->head_dim_qk * relay_dtype_size(t->kv_dtype) % 16 != 0 ||
+        kind->head_dim_v * relay_dtype_size(t->kv_dtype) % 16 != 0) {
+        return false;
+    }
     /* Queries of another type than K would have to be rounded, which costs more than it may. */
-    return t->dtype == RELAY_DTYPE_UNSPECIFIED ||
-           (shape->kv_dtype == t->dtype && shape->io_dtype == t->dtype &&
-            is_float(shape->out_dtype));
+    return shape->kv_dtype == t->kv_dtype && shape->io_dtype == t->io_dtype &&
+           is_float(shape->out_dtype);
 }
 
 uint32_t relay_cuda_select(const struct relay_cuda_traits *const *traits, uint32_t num,

@@ -9,7 +9,8 @@
 
 struct relay_cuda_traits {
     const char *name;          /* "wgmma_bf16_128" */
-    enum relay_dtype dtype;    /* of queries and stored K/V; UNSPECIFIED: any */
+    enum relay_dtype io_dtype; /* of queries; UNSPECIFIED: any */
+    enum relay_dtype kv_dtype; /* of stored K/V */
     uint32_t head_dim_most;    /* of both; shorter rows are padded in shared memory */
     uint32_t capability_least; /* of a device it runs on, 10 * major + minor */
     uint32_t capability_most;  /* 0 = no limit */

@@ -1,30 +1,36 @@
 # The kernels: one line an instantiation, one instantiation a file, better ones first.
 #
-#   name              engine dtype dim stages warpgroups  capability (least, most; 0 = no limit)
+#   name              engine dtype K/V dim stages warpgroups  capability (least, most; 0 = no limit)
 #
 # With two warpgroups a block fills a multiprocessor, and they share tiles of 128 rows; such kernels
 # are for plans with long items of so many rows. With one, two blocks do, of two launches if need be.
 # wgmma needs sm_90a code, which runs on 9.0 alone. -DRELAY_KERNELS=<regex> builds those whose names
 # match (and the kernel for every shape), for quick work on one of them.
 set(RELAY_CUDA_VARIANTS
-  "pair_bf16_64      wgmma  bf16   64 6 2     90 90"
-  "pair_f16_64       wgmma  f16    64 6 2     90 90"
-  "pair_bf16_128     wgmma  bf16  128 3 2     90 90"
-  "pair_f16_128      wgmma  f16   128 3 2     90 90"
-  "wgmma_bf16_64     wgmma  bf16   64 6 1     90 90"
-  "wgmma_f16_64      wgmma  f16    64 6 1     90 90"
-  "wgmma_bf16_128    wgmma  bf16  128 3 1     90 90"
-  "wgmma_f16_128     wgmma  f16   128 3 1     90 90"
-  "mma_bf16_64       mma    bf16   64 4 1     80 0"
-  "mma_f16_64        mma    f16    64 4 1     80 0"
-  "mma_bf16_96       mma    bf16   96 3 1     80 0"
-  "mma_f16_96        mma    f16    96 3 1     80 0"
-  "mma_bf16_128      mma    bf16  128 2 1     80 0"
-  "mma_f16_128       mma    f16   128 2 1     80 0"
-  "mma_bf16_192      mma    bf16  192 2 1     80 0"
-  "mma_f16_192       mma    f16   192 2 1     80 0"
-  "mma_bf16_256      mma    bf16  256 2 1     80 0"
-  "mma_f16_256       mma    f16   256 2 1     80 0")
+  "pair_bf16_64      wgmma  bf16  bf16  64 6 2     90 90"
+  "pair_f16_64       wgmma  f16   f16   64 6 2     90 90"
+  "pair_bf16_128     wgmma  bf16  bf16 128 3 2     90 90"
+  "pair_f16_128      wgmma  f16   f16  128 3 2     90 90"
+  "wgmma_bf16_64     wgmma  bf16  bf16  64 6 1     90 90"
+  "wgmma_f16_64      wgmma  f16   f16   64 6 1     90 90"
+  "wgmma_bf16_128    wgmma  bf16  bf16 128 3 1     90 90"
+  "wgmma_f16_128     wgmma  f16   f16  128 3 1     90 90"
+  "mma_bf16_64       mma    bf16  bf16  64 4 1     80 0"
+  "mma_f16_64        mma    f16   f16   64 4 1     80 0"
+  "mma_bf16_96       mma    bf16  bf16  96 3 1     80 0"
+  "mma_f16_96        mma    f16   f16   96 3 1     80 0"
+  "mma_bf16_128      mma    bf16  bf16 128 2 1     80 0"
+  "mma_f16_128       mma    f16   f16  128 2 1     80 0"
+  "mma_bf16_192      mma    bf16  bf16 192 2 1     80 0"
+  "mma_f16_192       mma    f16   f16  192 2 1     80 0"
+  "mma_bf16_256      mma    bf16  bf16 256 2 1     80 0"
+  "mma_f16_256       mma    f16   f16  256 2 1     80 0"
+  "mma_bf16_f8_64    mma    bf16  f8    64 6 1     80 0"
+  "mma_f16_f8_64     mma    f16   f8    64 6 1     80 0"
+  "mma_bf16_f8_128   mma    bf16  f8   128 3 1     80 0"
+  "mma_f16_f8_128    mma    f16   f8   128 3 1     80 0"
+  "mma_bf16_f8_256   mma    bf16  f8   256 3 1     80 0"
+  "mma_f16_f8_256    mma    f16   f8   256 3 1     80 0")
 
 set(RELAY_KERNELS "" CACHE STRING "Regular expression of the CUDA kernels to build; empty = all")
 
@@ -38,11 +44,12 @@ function(relay_cuda_generate sources table_source)
     list(GET fields 0 KERNEL_NAME)
     list(GET fields 1 engine)
     list(GET fields 2 dtype)
-    list(GET fields 3 KERNEL_DIM)
-    list(GET fields 4 KERNEL_STAGES)
-    list(GET fields 5 KERNEL_GROUPS)
-    list(GET fields 6 KERNEL_LEAST)
-    list(GET fields 7 KERNEL_MOST)
+    list(GET fields 3 kv_dtype)
+    list(GET fields 4 KERNEL_DIM)
+    list(GET fields 5 KERNEL_STAGES)
+    list(GET fields 6 KERNEL_GROUPS)
+    list(GET fields 7 KERNEL_LEAST)
+    list(GET fields 8 KERNEL_MOST)
     if(RELAY_KERNELS AND NOT KERNEL_NAME MATCHES "${RELAY_KERNELS}")
       continue()
     endif()
@@ -55,6 +62,12 @@ function(relay_cuda_generate sources table_source)
     if(dtype STREQUAL "f16")
       set(KERNEL_TYPE __half)
       set(KERNEL_DTYPE RELAY_DTYPE_F16)
+    endif()
+    set(KERNEL_F8 false)
+    set(KERNEL_KV_DTYPE ${KERNEL_DTYPE})
+    if(kv_dtype STREQUAL "f8")
+      set(KERNEL_F8 true)
+      set(KERNEL_KV_DTYPE RELAY_DTYPE_F8_E4M3)
     endif()
     set(file ${CMAKE_CURRENT_BINARY_DIR}/attend_${KERNEL_NAME}.cu)
     configure_file(${CMAKE_CURRENT_SOURCE_DIR}/attend.cu.in ${file} @ONLY)

@@ -6,6 +6,9 @@
  *     gpu_bench --gates                      the cells that have a gate
  *     gpu_bench --cells 32/8:64:2048:1024,8/1:8:2048:128
  *     gpu_bench --grid --out grid.jsonl      all cells; those in the file already are left out
+ *     ... --variants[=pair,single]           also with single choices undone
+ *     ... --f8                               K/V as F8_E4M3 in place of BF16
+ *     ... --ragged                           contexts from a half to one and a half of that length
  *     ... --sweep                            every split count, to calibrate the schedule
  *
  * A cell is heads:batch:prompt:context. Each layer stores every request's new token too. One
@@ -43,6 +46,8 @@ struct bench {
     const char *out_path;
     bool sweep;
     bool relay_only;
+    bool ragged;
+    enum relay_dtype kv_dtype;
     uint32_t layers; /* 0 = by KV_BYTES */
     char device[256];
 };
@@ -130,16 +135,17 @@ static double copy_bandwidth(unsigned char *from, size_t bytes, cudaStream_t str
 }
 
 /* Uniform numbers in [-1, 1), the same 64 MiB again and again at odd places. */
-static void fill_random(unsigned char *to, size_t bytes)
+static void fill_random(unsigned char *to, size_t bytes, enum relay_dtype dtype)
 {
     size_t n = (size_t)64 << 20;
-    uint16_t *block = malloc(n);
+    size_t elem = relay_dtype_size(dtype);
+    unsigned char *block = malloc(n);
     if (block == NULL) {
         die("memory", "none");
     }
-    for (size_t i = 0; i < n / 2; i++) {
+    for (size_t i = 0; i < n; i += elem) {
         float f = (float)(int32_t)rng() * 0x1p-31f;
-        relay_dtype_convert(RELAY_DTYPE_BF16, block + i, RELAY_DTYPE_F32, &f, 1);
+        relay_dtype_convert(dtype, block + i, RELAY_DTYPE_F32, &f, 1);
     }
     for (size_t at = 0; at < bytes;) {
         size_t part = bytes - at < n ? bytes - at : n;
@@ -178,11 +184,11 @@ static void bench_init(struct bench *b, size_t arena_bytes)
     fprintf(stderr, "gpu_bench: %s, %zu MiB committed in %.0f ms\n", b->device,
             b->arena_bytes >> 20, (now_us() - start) * 1e-3);
     b->io = device_memory(b, b->io_bytes);
-    fill_random(b->arena, b->arena_bytes);
-    fill_random(b->io, b->io_bytes);
+    fill_random(b->arena, b->arena_bytes, b->kv_dtype);
+    fill_random(b->io, b->io_bytes, RELAY_DTYPE_BF16);
     b->copy =
         copy_bandwidth(b->arena, (size_t)1 << 30, (cudaStream_t)relay_cuda_stream(b->backend));
-    fill_random(b->arena, b->arena_bytes);
+    fill_random(b->arena, b->arena_bytes, b->kv_dtype);
     fprintf(stderr, "gpu_bench: copy %.3f TB/s, %d multiprocessors, L2 %d MiB\n", b->copy * 1e-12,
             prop.multiProcessorCount, prop.l2CacheSize >> 20);
 }
@@ -194,16 +200,30 @@ static uint32_t pages_of(uint32_t tokens)
     return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
 }
 
-static size_t kv_bytes(const struct shape *s)
+static size_t token_bytes(const struct bench *b, const struct shape *s)
 {
-    return 4u * (size_t)s->kv_heads * HEAD_DIM * (s->prompt + (size_t)s->batch * s->context);
+    return 2u * relay_dtype_size(b->kv_dtype) * s->kv_heads * HEAD_DIM;
+}
+
+static size_t kv_bytes(const struct bench *b, const struct shape *s)
+{
+    return token_bytes(b, s) * (s->prompt + (size_t)s->batch * s->context);
+}
+
+/* Of request i; all requests together have the same number of tokens, ragged or not. */
+static uint32_t context_of(const struct bench *b, const struct shape *s, uint32_t i)
+{
+    uint32_t at = s->batch < 2 ? 0 : i * 7919u % s->batch; /* in no order */
+    return !b->ragged || s->batch < 2 || s->batch % 7919u == 0
+               ? s->context
+               : s->context / 2 + (uint32_t)((uint64_t)s->context * at / (s->batch - 1));
 }
 
 /* What a layer must move or compute at least, microseconds. */
 static double floor_us(const struct bench *b, const struct shape *s)
 {
     double io = 4.0 * s->batch * s->q_heads * HEAD_DIM;
-    double bytes = ((double)kv_bytes(s) + io) / b->copy;
+    double bytes = ((double)kv_bytes(b, s) + io) / b->copy;
     double flops = 4.0 * HEAD_DIM * s->prompt * s->q_heads * s->batch / FLOPS;
     return (bytes > flops ? bytes : flops) * 1e6;
 }
@@ -236,17 +256,22 @@ static void make_plan(struct cell *c, int mode)
 static void cell_init(struct cell *c)
 {
     const struct shape *s = &c->s;
-    uint32_t own = pages_of(s->context);
+    uint32_t page = pages_of(s->prompt);
     c->shape.kind = (struct relay_layer_kind){.num_q_heads = s->q_heads,
                                               .num_kv_heads = s->kv_heads,
                                               .head_dim_qk = HEAD_DIM,
                                               .head_dim_v = HEAD_DIM,
                                               .scale = 0.08838834764831845f};
-    c->shape.kv_dtype = c->shape.io_dtype = c->shape.out_dtype = RELAY_DTYPE_BF16;
-    c->num_pages = pages_of(s->prompt) + s->batch * own;
-    c->page_bytes = 4u * (size_t)s->kv_heads * HEAD_DIM * PAGE_TOKENS;
+    c->shape.io_dtype = c->shape.out_dtype = RELAY_DTYPE_BF16;
+    c->shape.kv_dtype = c->bench->kv_dtype;
+    c->num_pages = pages_of(s->prompt);
+    for (uint32_t i = 0; i < s->batch; i++) {
+        c->num_pages += pages_of(context_of(c->bench, s, i));
+    }
+    c->page_bytes = token_bytes(c->bench, s) * PAGE_TOKENS;
     c->layer_bytes = c->num_pages * c->page_bytes;
-    c->layers = c->bench->layers != 0 ? c->bench->layers : (uint32_t)(KV_BYTES / kv_bytes(s)) + 1;
+    c->layers =
+        c->bench->layers != 0 ? c->bench->layers : (uint32_t)(KV_BYTES / kv_bytes(c->bench, s)) + 1;
     c->layers = c->layers < 4 ? 4 : (c->layers > 40 ? 40 : c->layers);
     while (c->layers > 1 && c->layers * c->layer_bytes > c->bench->arena_bytes) {
         c->layers--;
@@ -266,16 +291,18 @@ static void cell_init(struct cell *c)
     }
     c->prompt = (struct relay_segment){c->pages, s->prompt, 0, RELAY_NO_SEGMENT};
     for (uint32_t i = 0; i < s->batch; i++) {
+        uint32_t context = context_of(c->bench, s, i);
         c->entries[i] = (struct relay_entry){
             .row_begin = i,
             .q_len = 1,
             .segment = 0,
-            .position = s->prompt + s->context - 1,
-            .pages = c->pages + pages_of(s->prompt) + i * own,
+            .position = s->prompt + context - 1,
+            .pages = c->pages + page,
             .context_position = s->prompt,
-            .context_tokens = s->context,
+            .context_tokens = context,
             .append = true,
         };
+        page += pages_of(context);
     }
     c->workspace_bytes = 64;
     c->workspace = relay_backend_io_alloc(c->bench->backend, c->workspace_bytes);
@@ -401,12 +428,13 @@ static void print_cell(struct bench *b, const char *line)
     }
 }
 
-static void name_of(const struct shape *s, char *name, size_t bytes)
+static void name_of(const struct bench *b, const struct shape *s, char *name, size_t bytes)
 {
     (void)snprintf(name, bytes,
                    "\"heads\": \"%u/%u\", \"batch\": %u, \"prompt\": %u, "
-                   "\"context\": %u,",
-                   s->q_heads, s->kv_heads, s->batch, s->prompt, s->context);
+                   "\"context\": %u, \"kv\": \"%s\", \"lengths\": \"%s\",",
+                   s->q_heads, s->kv_heads, s->batch, s->prompt, s->context,
+                   relay_dtype_name(b->kv_dtype), b->ragged ? "ragged" : "uniform");
 }
 
 static void sweep_cell(struct cell *c)
@@ -464,7 +492,7 @@ static void bench_cell(struct bench *b, const struct shape *s, const char *varia
         plain_us = time_mode(&c, 1, &plain_host_us);
         error = difference(&c);
     }
-    name_of(s, name, sizeof(name));
+    name_of(b, s, name, sizeof(name));
     (void)snprintf(line, sizeof(line),
                    "{\"name\": \"gpu\", %s \"variant\": \"%s\", \"kernel\": \"%s\", \"us\": %.2f, "
                    "\"plain_us\": %.2f, \"floor_us\": %.2f, \"floor_share\": %.3f, "
@@ -529,7 +557,7 @@ static bool is_done(const struct bench *b, const struct shape *s)
     char line[1200];
     bool found = false;
     FILE *f = b->out_path != NULL ? fopen(b->out_path, "r") : NULL;
-    name_of(s, name, sizeof(name));
+    name_of(b, s, name, sizeof(name));
     while (f != NULL && !found && fgets(line, sizeof(line), f) != NULL) {
         found = strstr(line, name) != NULL;
     }
@@ -542,8 +570,9 @@ static bool is_done(const struct bench *b, const struct shape *s)
 static const struct option long_options[] = {
     {"cells", 1, NULL, 'c'},      {"gates", 0, NULL, 'g'},    {"grid", 0, NULL, 'a'},
     {"out", 1, NULL, 'o'},        {"sweep", 0, NULL, 's'},    {"seconds", 1, NULL, 't'},
-    {"relay-only", 0, NULL, 'r'}, {"variants", 0, NULL, 'v'}, {"layers", 1, NULL, 'l'},
-    {"arena-mib", 1, NULL, 'm'},  {NULL, 0, NULL, 0},
+    {"relay-only", 0, NULL, 'r'}, {"variants", 2, NULL, 'v'}, {"layers", 1, NULL, 'l'},
+    {"arena-mib", 1, NULL, 'm'},  {"f8", 0, NULL, '8'},       {"ragged", 0, NULL, 'x'},
+    {NULL, 0, NULL, 0},
 };
 
 /* What single choices are worth: each line is one of them undone. */
@@ -570,9 +599,10 @@ static const struct {
 int main(int argc, char **argv)
 {
     static struct shape cells[CELLS_MAX];
-    struct bench b = {.seconds = 1e9};
+    struct bench b = {.seconds = 1e9, .kv_dtype = RELAY_DTYPE_BF16};
     size_t arena_mib = 20480;
     bool with_variants = false;
+    const char *which = NULL; /* of the variants; NULL: all */
     int n = 0;
     int option;
     double start = now_us();
@@ -602,9 +632,16 @@ int main(int argc, char **argv)
             break;
         case 'v':
             with_variants = true;
+            which = optarg;
             break;
         case 'l':
             b.layers = (uint32_t)strtoul(optarg, NULL, 10);
+            break;
+        case '8':
+            b.kv_dtype = RELAY_DTYPE_F8_E4M3;
+            break;
+        case 'x':
+            b.ragged = true;
             break;
         case 'm':
             arena_mib = strtoul(optarg, NULL, 10);
@@ -621,6 +658,9 @@ int main(int argc, char **argv)
         b.out = b.out_path != NULL ? fopen(b.out_path, "a") : NULL;
         bench_cell(&b, &cells[i], "default", NULL, 0);
         for (size_t v = 0; with_variants && v < sizeof(variants) / sizeof(variants[0]); v++) {
+            if (which != NULL && strstr(which, variants[v].name) == NULL) {
+                continue;
+            }
             bench_cell(&b, &cells[i], variants[v].name, &variants[v].options,
                        variants[v].packed_most);
         }

@@ -49,7 +49,7 @@ static void run_step(struct fixture *f, uint32_t s, const struct relay_step_opti
                      bool write, const char *want_out, const char *want_lse, float *out, float *lse)
 {
     struct relay_step *step = NULL;
-    const struct tolerance tolerance = tolerance_of(RELAY_DTYPE_F32, false);
+    const struct tolerance tolerance = tolerance_of(RELAY_DTYPE_F32, 0.0);
     for (uint32_t r = 0; r < GOLDEN_REQUESTS; r++) {
         f->entries[r].position = golden.user_lens[r] + s;
     }
@@ -150,7 +150,7 @@ static void test_a_step_of_several_tokens(void)
         v[GOLDEN_STEPS * GOLDEN_REQUESTS * GOLDEN_D], out[GOLDEN_STEPS * OUT_FLOATS],
         want[GOLDEN_STEPS * OUT_FLOATS];
     const size_t row = (size_t)GOLDEN_HQ * GOLDEN_D;
-    const struct tolerance tolerance = tolerance_of(RELAY_DTYPE_F32, false);
+    const struct tolerance tolerance = tolerance_of(RELAY_DTYPE_F32, 0.0);
     struct relay_step *step = NULL;
     struct fixture f;
     open_fixture(&f);

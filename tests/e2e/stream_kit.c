@@ -223,7 +223,7 @@ static bool oracle_init(struct oracle *o, uint64_t seed, uint32_t layer, uint32_
 
 static bool request_right(const struct kit_batch *b, uint32_t i, uint32_t layer, uint32_t stride)
 {
-    const struct tolerance tolerance = tolerance_of(RELAY_DTYPE_F32, false);
+    const struct tolerance tolerance = tolerance_of(RELAY_DTYPE_F32, 0.0);
     const struct relay_layer_kind *kind = relay_model_kind(&model, layer);
     struct compare_stats stats = {0};
     struct oracle o = {0};

@@ -168,26 +168,31 @@ struct rounding {
     const char *isa; /* NULL = any */
     enum relay_dtype kv_dtype;
     enum relay_dtype io_dtype;
+    double unit; /* of what P is rounded to */
 };
 
 static const struct rounding roundings[] = {
-    {"cpu", "avx512bf16", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
-    {"cpu", "amx", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
-    {"cuda", NULL, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16},
-    {"cuda", NULL, RELAY_DTYPE_F16, RELAY_DTYPE_F16},
+    {"cpu", "avx512bf16", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, TOLERANCE_P_BF16},
+    {"cpu", "amx", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, TOLERANCE_P_BF16},
+    {"cuda", NULL, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, TOLERANCE_P_BF16},
+    {"cuda", NULL, RELAY_DTYPE_F16, RELAY_DTYPE_F16, TOLERANCE_P_F16},
+    {"cuda", NULL, RELAY_DTYPE_F8_E4M3, RELAY_DTYPE_BF16, TOLERANCE_P_F16},
+    {"cuda", NULL, RELAY_DTYPE_F8_E4M3, RELAY_DTYPE_F16, TOLERANCE_P_F16},
 };
 
 struct tolerance problem_tolerance(const struct problem *p)
 {
     const struct relay_backend_info *info = relay_backend_info(p->backend);
-    bool rounded = false;
+    double unit = 0.0;
     for (size_t i = 0; i < sizeof(roundings) / sizeof(roundings[0]); i++) {
         const struct rounding *r = &roundings[i];
-        rounded = rounded || (strcmp(r->backend, info->name) == 0 &&
-                              (r->isa == NULL || strcmp(r->isa, info->isa) == 0) &&
-                              r->kv_dtype == p->shape.kv_dtype && r->io_dtype == p->shape.io_dtype);
+        if (strcmp(r->backend, info->name) == 0 &&
+            (r->isa == NULL || strcmp(r->isa, info->isa) == 0) &&
+            r->kv_dtype == p->shape.kv_dtype && r->io_dtype == p->shape.io_dtype) {
+            unit = r->unit;
+        }
     }
-    return tolerance_of(p->shape.out_dtype, rounded);
+    return tolerance_of(p->shape.out_dtype, unit);
 }
 
 bool problem_check(struct problem *p, char *why, size_t why_bytes)

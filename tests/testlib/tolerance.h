@@ -26,6 +26,7 @@
 #define TOLERANCE_SCORE   80.0    /* e, of sum |q k| */
 #define TOLERANCE_SUM     100.0   /* e, of sum p |v|: weights and sums */
 #define TOLERANCE_P_BF16  0x1p-8  /* of sum p |v| when P is rounded to BF16 */
+#define TOLERANCE_P_F16   0x1p-11 /* to F16 */
 #define TOLERANCE_ONE_LSE 8.0     /* e, of |lse|: the logarithm, the addition and the store */
 
 struct tolerance {
@@ -37,7 +38,7 @@ struct tolerance {
     /* A tensor: |error|_2 <= rel_l2 |out|_2, and max |error| <= max_abs max |out|. Each element is
      * within u of itself, so is the whole: u. The float32 terms are fractions of sum p|v|, which
      * for n random values is sqrt(n) |out|: 64 at n = 4096 times about 16 e: 2^-14. With P rounded
-     * to BF16 the n errors average as the values themselves do: 2^-8 more, doubled for the maximum
+     * to 16 bits the n errors average as the values themselves do: u more, doubled for the maximum
      * over elements as neighbours differ by up to the largest. */
     double rel_l2;
     double max_abs;
@@ -46,10 +47,11 @@ struct tolerance {
     double lse_rel;
 };
 
-static inline struct tolerance tolerance_of(enum relay_dtype out_dtype, bool p_rounded)
+/* p_unit: u of the type that P is rounded to, 0 where it is not. */
+static inline struct tolerance tolerance_of(enum relay_dtype out_dtype, double p_unit)
 {
     struct tolerance t;
-    t.sum = TOLERANCE_SUM * TOLERANCE_EPS + (p_rounded ? TOLERANCE_P_BF16 : 0.0);
+    t.sum = TOLERANCE_SUM * TOLERANCE_EPS + p_unit;
     t.score = TOLERANCE_SCORE * TOLERANCE_EPS;
     t.lse_abs = TOLERANCE_SUM * TOLERANCE_EPS;
     t.lse_rel = TOLERANCE_ONE_LSE * TOLERANCE_EPS;
@@ -77,8 +79,8 @@ static inline struct tolerance tolerance_of(enum relay_dtype out_dtype, bool p_r
      * float32 may be flushed. */
     t.out += 0x1p-24;
     t.least += 0x1p-126;
-    t.rel_l2 = t.out + 0x1p-14 + (p_rounded ? 0x1p-8 : 0.0);
-    t.max_abs = t.out + 0x1p-13 + (p_rounded ? 0x1p-7 : 0.0);
+    t.rel_l2 = t.out + 0x1p-14 + p_unit;
+    t.max_abs = t.out + 0x1p-13 + 2.0 * p_unit;
     return t;
 }
 

@@ -67,6 +67,19 @@ __device__ __forceinline__ void store_element(uint32_t dtype, void *base, size_t
     }
 }
 
+/* Two neighbours of a row of BF16 or F16. */
+template <typename T> __device__ __forceinline__ float2 pair_to_float(uint32_t bits);
+
+template <> __device__ __forceinline__ float2 pair_to_float<__nv_bfloat16>(uint32_t bits)
+{
+    return __bfloat1622float2(*(const __nv_bfloat162 *)&bits);
+}
+
+template <> __device__ __forceinline__ float2 pair_to_float<__half>(uint32_t bits)
+{
+    return __half22float2(*(const __half2 *)&bits);
+}
+
 /* Four neighbours of a row of F32, F16 or BF16, i a multiple of 4 and the row aligned to four. */
 __device__ __forceinline__ void store_float(uint32_t dtype, void *base, size_t i, float4 f)
 {

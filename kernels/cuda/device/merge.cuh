@@ -334,11 +334,11 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
 }
 
 /* The end of a WIDE or PAIR unit, which never writes rows out itself: this thread's packed rows m
- * and m + 8 become partial results. */
+ * and m + 8 become partial results, times `scale`. */
 template <class C>
 __device__ __forceinline__ void keep_wide(const worker<C> &w, const relay_cuda_unit &u,
                                           uint32_t head, uint32_t m, float (&o)[C::D / 8][4],
-                                          row_state &st)
+                                          row_state &st, float scale = 1.0f)
 {
     const relay_cuda_params &p = w.p;
     const size_t first = (size_t)head * p.slots + u.slot + m;
@@ -346,7 +346,7 @@ __device__ __forceinline__ void keep_wide(const worker<C> &w, const relay_cuda_u
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float sum = quad_sum(st.sum[r]);
-        float inverse = sum == 0.0f ? 0.0f : reciprocal_fast(sum);
+        float inverse = sum == 0.0f ? 0.0f : reciprocal_fast(sum) * scale;
         float *to = p.partial_out + (first + 8 * r) * p.partial_stride + 2 * (w.lane & 3);
         lse[r] = sum == 0.0f ? -INFINITY : st.max[r] + log2_fast(sum);
         if (m + 8 * r < u.packed_count) {

@@ -3,6 +3,7 @@
 #ifndef RELAY_CUDA_DEVICE_NARROW_CUH
 #define RELAY_CUDA_DEVICE_NARROW_CUH
 
+#include "cuda/device/f8.cuh"
 #include "cuda/device/merge.cuh"
 
 namespace relay
@@ -19,22 +20,42 @@ __device__ __forceinline__ void query_fragment(const worker<C> &w, uint32_t (&a)
 template <class C> struct query_registers {
     static constexpr int n = C::QUERIES_IN_REGISTERS ? C::D / 16 : 1;
     uint32_t a[n][4];
+    float2 back; /* F8: what scores of this thread's two rows are multiplied by */
 };
 
 template <class C>
 __device__ __forceinline__ void queries_begin(worker<C> &w, const relay_cuda_unit &u, uint32_t head,
                                               query_registers<C> &q)
 {
+    if (!C::QUERIES_IN_REGISTERS) {
+        w.load_queries(w.query_place(u, head));
+        cp_async_commit();
+        cp_async_wait<0>();
+        __syncwarp();
+    }
+    if constexpr (C::F8) {
+        q.back = queries_open(w, head);
+    }
     if (C::QUERIES_IN_REGISTERS) {
 #pragma unroll
         for (int k = 0; k < query_registers<C>::n; k++) {
             query_fragment(w, q.a[k], k);
         }
+    }
+}
+
+/* Dims 16 k .. of the queries. */
+template <class C>
+__device__ __forceinline__ void query_take(const worker<C> &w, const query_registers<C> &q,
+                                           uint32_t (&a)[4], int k)
+{
+    if (C::QUERIES_IN_REGISTERS) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            a[i] = q.a[C::QUERIES_IN_REGISTERS ? k : 0][i];
+        }
     } else {
-        w.load_queries(w.query_place(u, head));
-        cp_async_commit();
-        cp_async_wait<0>();
-        __syncwarp();
+        query_fragment(w, a, k);
     }
 }
 
@@ -54,14 +75,7 @@ __device__ __forceinline__ void scores_multiply(const worker<C> &w, const query_
 #pragma unroll
     for (int k = 0; k < C::D / 16; k++) {
         uint32_t a[4];
-        if (C::QUERIES_IN_REGISTERS) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                a[i] = q.a[C::QUERIES_IN_REGISTERS ? k : 0][i];
-            }
-        } else {
-            query_fragment(w, a, k);
-        }
+        query_take(w, q, a, k);
 #pragma unroll
         for (int j = 0; j < n; j += 2) {
             uint32_t b[4];
@@ -103,7 +117,7 @@ template <class C> __device__ __forceinline__ bool is_special(const relay_cuda_p
 /* What scores_finish() leaves to multiply scores with. */
 template <class C> __device__ __forceinline__ float scale_of(const relay_cuda_params &p)
 {
-    return is_special<C>(p) ? 1.0f : p.scale * RELAY_CUDA_LOG2E;
+    return is_special<C>(p) ? 1.0f : p.scale_log2;
 }
 
 /* Masks and transforms the scores of n * 8 tokens from `token` on, where needed. */
@@ -126,13 +140,30 @@ __device__ __forceinline__ void scores_finish(const worker<C> &w, const relay_cu
     }
 }
 
+/* With F8: undoes what queries_begin() did to the queries, and scales the keys. */
+template <class C, int n>
+__device__ __forceinline__ void scores_scale(const query_registers<C> &q, float (&s)[n][4])
+{
+    if (C::F8) {
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+            s[j][0] *= q.back.x;
+            s[j][1] *= q.back.x;
+            s[j][2] *= q.back.y;
+            s[j][3] *= q.back.y;
+        }
+    }
+}
+
 /* Leaves this warp's result where finish_rows() finds it. */
 template <class C>
-__device__ __forceinline__ void narrow_leave(const worker<C> &w, uint32_t count, uint32_t stage,
-                                             const float (&o)[C::D / 8][4], const row_state &st)
+__device__ __forceinline__ void narrow_leave(const worker<C> &w, uint32_t head, uint32_t count,
+                                             uint32_t stage, const float (&o)[C::D / 8][4],
+                                             const row_state &st)
 {
     const uint32_t g = w.lane >> 2;
     unsigned char *to = w.memory + stage * C::STAGE_BYTES;
+    const float scale = value_scale(w, head);
     __syncwarp(); /* the results lie where the values of the last tile did */
 #pragma unroll
     for (uint32_t r = 0; r < 2; r++) {
@@ -143,11 +174,21 @@ __device__ __forceinline__ void narrow_leave(const worker<C> &w, uint32_t count,
         if (g + 8 * r >= count) {
             continue;
         }
+        if (C::F8) {
 #pragma unroll
-        for (uint32_t j = 0; j < C::D / 8; j++) {
-            uint32_t column = 8 * j + 2 * (w.lane & 3);
-            *(float2 *)(to + result_offset<C>(w.first_row, g + 8 * r, column >> 2) +
-                        (column & 2) * 4) = make_float2(o[j][2 * r], o[j][2 * r + 1]);
+            for (uint32_t c = 0; c < C::D / 16; c++) {
+                const float *even = o[2 * c] + 2 * r;
+                const float *odd = o[2 * c + 1] + 2 * r;
+                *(float4 *)(to + result_offset<C>(w.first_row, g + 8 * r, 4 * c + (w.lane & 3))) =
+                    make_float4(even[0] * scale, odd[0] * scale, even[1] * scale, odd[1] * scale);
+            }
+        } else {
+#pragma unroll
+            for (uint32_t j = 0; j < C::D / 8; j++) {
+                uint32_t column = 8 * j + 2 * (w.lane & 3);
+                *(float2 *)(to + result_offset<C>(w.first_row, g + 8 * r, column >> 2) +
+                            (column & 2) * 4) = make_float2(o[j][2 * r], o[j][2 * r + 1]);
+            }
         }
         if ((w.lane & 3) == 0) {
             w.mine.state[w.warp][g + 8 * r] = make_float2(st.max[r], sum);
@@ -165,19 +206,34 @@ __device__ __forceinline__ void narrow_tile(worker<C> &w, const relay_cuda_unit 
     float s[2][4];
     float alpha[2];
     uint32_t a[4];
-    scores_multiply(w, q, w.key_tile(w.use_stage), w.first_row, s);
+    if constexpr (C::F8) {
+        if (__builtin_expect(!plain, 0)) {
+            w.tile_append(u, head, token, w.use_stage);
+        }
+        const auto query = [&](uint32_t(&to)[4], int k) { query_take(w, q, to, k); };
+        scores_multiply_f8(w, query, w.key_tile(w.use_stage), w.first_row, s);
+        scores_scale(q, s);
+    } else {
+        scores_multiply(w, q, w.key_tile(w.use_stage), w.first_row, s);
+    }
     if (__builtin_expect(!plain, 0)) {
         scores_finish(w, u, token, s);
-        w.tile_append(u, head, token, w.use_stage);
+        if constexpr (!C::F8) {
+            w.tile_append(u, head, token, w.use_stage);
+        }
     }
     if (__builtin_expect(softmax(s, scale, st, alpha), 0)) {
         rescale(o, alpha);
     }
     weights_pack<typename C::T>(a, s, 0);
-    values_multiply(w, a, w.value_tile(w.use_stage), w.first_row, o);
+    if constexpr (C::F8) {
+        values_multiply_f8(w, a, w.value_tile(w.use_stage), w.first_row, o);
+    } else {
+        values_multiply(w, a, w.value_tile(w.use_stage), w.first_row, o);
+    }
 }
 
-/* Returns the stage that holds the warps' results. */
+/* Returns the stage that holds the warps' results (F8: the number after the last). */
 template <class C>
 __device__ __forceinline__ uint32_t narrow(worker<C> &w, const relay_cuda_unit &u, uint32_t head)
 {
@@ -219,8 +275,9 @@ __device__ __forceinline__ uint32_t narrow(worker<C> &w, const relay_cuda_unit &
             w.look_ahead_resolve();
         }
     }
-    const uint32_t stage = w.use_stage == 0 ? C::STAGES - 1 : w.use_stage - 1;
-    narrow_leave(w, u.packed_count, stage, o, st);
+    /* F8: the place behind the stages. */
+    const uint32_t stage = C::F8 ? C::STAGES : w.use_stage == 0 ? C::STAGES - 1 : w.use_stage - 1;
+    narrow_leave(w, head, u.packed_count, stage, o, st);
     if (w.head_warps() == 1) {
         __syncwarp();
     } else {

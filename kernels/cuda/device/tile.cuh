@@ -2,12 +2,15 @@
  *
  * A tile's rows are cut into planes of 64 elements; in a plane a row is 128 bytes whose 16-byte
  * chunk c lies at c ^ (row % 8), which ldmatrix and wgmma read without bank conflicts. A last plane
- * of 32 elements (head dim 96) has 64-byte rows. Device code. */
+ * of 32 elements (head dim 96) has 64-byte rows. Tiles of F8_E4M3 are the same with 128 elements to
+ * a plane. Device code. */
 #ifndef RELAY_CUDA_DEVICE_TILE_CUH
 #define RELAY_CUDA_DEVICE_TILE_CUH
 
 #include "cuda/device/ptx.cuh"
 #include "cuda/launch.h"
+
+#include <type_traits>
 
 namespace relay
 {
@@ -49,46 +52,70 @@ struct group_slopes {
     row_slope rows[4][16];
 };
 
-template <typename T_, int D_, int STAGES_, bool WGMMA_, int GROUPS_> struct config {
-    using T = T_;
+/* IO: type of queries; F8: K and V are stored as F8_E4M3, else as IO. */
+template <typename IO_, bool F8_, int D_, int STAGES_, bool WGMMA_, int GROUPS_> struct config {
+    using IO = IO_;
+    /* What is multiplied. F16 holds every F8_E4M3 exactly, and queries in it lose nothing once a
+     * row is scaled by a power of two. */
+    using T = std::conditional_t<F8_, __half, IO_>;
+    static constexpr bool F8 = F8_;
     static constexpr int D = D_; /* both head dims, padded */
     static constexpr int STAGES = STAGES_;
     static constexpr bool WGMMA = WGMMA_;
     static constexpr int GROUPS = GROUPS_;     /* warpgroups of a block */
     static constexpr bool PAIRS = GROUPS == 2; /* which may share tiles */
     static constexpr int THREADS = 128 * GROUPS;
-    static constexpr int ROWS = 64 * GROUPS; /* tokens of a stage; rows of queries */
-    static constexpr int CHUNKS = D / 8;
+    static constexpr int ROWS = 64 * GROUPS;           /* tokens of a stage; rows of queries */
+    static constexpr int ROW_BYTES = D * (F8 ? 1 : 2); /* as stored */
+    static constexpr int CHUNKS = ROW_BYTES / 16;
+    static constexpr int CHUNK_ELEMENTS = F8 ? 16 : 8;
+    static constexpr int PLANE_BYTES = ROWS * 128;
+    static constexpr int TILE_BYTES = ROWS * ROW_BYTES;
+    static constexpr int STAGE_BYTES = 2 * TILE_BYTES; /* K, V */
+    /* The same in T: queries, and with F8 a place for one tile of K and V or for results. */
     static constexpr int PLANES = D / 64;
     static constexpr bool HALF_PLANE = D % 64 == 32;
-    static constexpr int PLANE_BYTES = ROWS * 128;
     static constexpr int TENSOR_BYTES = ROWS * D * 2;
-    static constexpr int STAGE_BYTES = 2 * TENSOR_BYTES; /* K, V */
-    static constexpr int QUERY_OFFSET = STAGES * STAGE_BYTES;
+    static constexpr int OPENED_OFFSET = STAGES * STAGE_BYTES;
+    static constexpr int QUERY_OFFSET = OPENED_OFFSET + (F8 ? 2 * TENSOR_BYTES : 0);
     static constexpr int GROUP_OFFSET = QUERY_OFFSET + TENSOR_BYTES;
     static constexpr int SLOPE_OFFSET = GROUP_OFFSET + GROUPS * (int)sizeof(group_memory);
     /* Softcap and ALiBi are left to the kernels without wgmma: fewer registers, less code. */
     static constexpr bool SPECIAL = !WGMMA;
     static constexpr int SHARED_BYTES =
         SLOPE_OFFSET + (SPECIAL ? GROUPS * (int)sizeof(group_slopes) : 0);
-    static constexpr int COPIES = D / 16; /* 16-byte copies of a lane for 16 rows of a warp */
+    static constexpr int COPIES = CHUNKS / 2; /* 16-byte copies of a lane for 16 rows of a warp */
     /* Longer rows stay in shared memory; their queries then cannot come one unit early. */
     static constexpr bool QUERIES_IN_REGISTERS = D <= 128;
     static constexpr int BLOCKS = 2 * (SHARED_BYTES + 1024) <= 228 * 1024 ? 2 : 1;
 };
 
-/* Byte offset of a row's chunk in a tile. */
-template <class C> __device__ __forceinline__ uint32_t tile_offset(uint32_t row, uint32_t chunk)
+/* Byte offset of a row's chunk in a tile of ROWS rows of ROW_BYTES each. */
+template <int ROWS, int ROW_BYTES>
+__device__ __forceinline__ uint32_t swizzled_offset(uint32_t row, uint32_t chunk)
 {
+    constexpr uint32_t planes = ROW_BYTES / 128;
     uint32_t plane = chunk >> 3;
-    if (C::HALF_PLANE && plane == C::PLANES) {
-        return C::PLANES * C::PLANE_BYTES + row * 64 + (((chunk & 3) ^ ((row >> 1) & 3)) << 4);
+    if (ROW_BYTES % 128 == 64 && plane == planes) {
+        return planes * ROWS * 128 + row * 64 + (((chunk & 3) ^ ((row >> 1) & 3)) << 4);
     }
-    return plane * C::PLANE_BYTES + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
+    return plane * ROWS * 128 + row * 128 + (((chunk & 7) ^ (row & 7)) << 4);
 }
 
-/* Where a warp keeps float column 4 * c of row r of its NARROW result: its own 16 rows of a stage
- * whose K and V it has used. */
+/* In a tile as it is multiplied. */
+template <class C> __device__ __forceinline__ uint32_t tile_offset(uint32_t row, uint32_t chunk)
+{
+    return swizzled_offset<C::ROWS, C::D * 2>(row, chunk);
+}
+
+/* In a tile as it is stored. */
+template <class C> __device__ __forceinline__ uint32_t stored_offset(uint32_t row, uint32_t chunk)
+{
+    return swizzled_offset<C::ROWS, C::ROW_BYTES>(row, chunk);
+}
+
+/* Where a warp keeps float column 4 * c of row r of its NARROW result: its own 16 rows of K and V
+ * in T, of a stage that it has used or (F8) of the place for such. */
 template <class C>
 __device__ __forceinline__ uint32_t result_offset(uint32_t first_row, uint32_t r, uint32_t c)
 {

@@ -34,15 +34,30 @@ template <class C> struct wide_mma {
                 queries_begin(w, u, head, q);
             }
             const uint32_t stage = w.use_stage;
+            uint32_t keys = w.key_tile(stage);
+            uint32_t values = w.value_tile(stage);
+            if constexpr (C::F8) {
+                /* A warp opens the tokens it loaded; the barrier above says that nobody needs the
+                 * tile before any more. */
+                w.tile_append(u, head, w.warp_token(u, tile), stage);
+                tile_open(w, stage);
+                w.group_barrier();
+                w.stage_used();
+                keys = w.opened_keys();
+                values = w.opened_values();
+            }
             const uint32_t token = w.first_token(u) + tile * RELAY_CUDA_STEP_TOKENS;
             w.load_more(C::STAGES);
-            w.tile_append(u, head, w.warp_token(u, tile), stage);
+            if constexpr (!C::F8) {
+                w.tile_append(u, head, w.warp_token(u, tile), stage);
+            }
 #pragma unroll 1
             for (uint32_t part = 0; part<64; part += C::D> 128 ? 32 : 64) {
                 constexpr int n = C::D > 128 ? 4 : 8;
                 float s[n][4];
                 float alpha[2];
-                scores_multiply(w, q, w.key_tile(stage), part, s);
+                scores_multiply(w, q, keys, part, s);
+                scores_scale(q, s);
                 scores_finish(w, u, token + part, s);
                 if (softmax(s, scale, st, alpha)) {
                     rescale(o, alpha);
@@ -51,15 +66,17 @@ template <class C> struct wide_mma {
                 for (int t = 0; t < n / 2; t++) {
                     uint32_t a[4];
                     weights_pack<typename C::T>(a, s, t);
-                    values_multiply(w, a, w.value_tile(stage), part + 16 * t, o);
+                    values_multiply(w, a, values, part + 16 * t, o);
                 }
             }
-            w.stage_used();
+            if constexpr (!C::F8) {
+                w.stage_used();
+            }
             if (w.asked) {
                 w.look_ahead_resolve();
             }
         }
-        keep_wide(w, u, head, m, o, st);
+        keep_wide(w, u, head, m, o, st, value_scale(w, head));
     }
 };
 
@@ -99,14 +116,13 @@ template <class C> struct wide_wgmma {
     uint32_t num_parts; /* of the unit */
     uint32_t tile;      /* whose scores were begun last */
     uint2 plain;        /* parts [x, y) that every row sees all of */
-    float scale;
     query_registers<C> q;
     float o[C::D / 8][4];
     row_state st;
 
     __device__ __forceinline__ wide_wgmma(worker<C> &worker_, const relay_cuda_unit &unit,
                                           uint32_t head_)
-        : w(worker_), u(unit), head(head_), tile(0), scale(scale_of<C>(worker_.p))
+        : w(worker_), u(unit), head(head_), tile(0)
     {
         num_parts =
             (u.token_end - w.first_token(u) + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
@@ -168,7 +184,7 @@ template <class C> struct wide_wgmma {
         }
         float alpha[2];
         uint32_t a[4][4];
-        const bool grown = softmax(s, scale, st, alpha);
+        const bool grown = softmax(s, w.p.scale_log2, st, alpha);
         /* The weights first: they are what the products are to hide. The compiler moves a wait to
          * the beginning of its block of code, so it gets one of its own on each side. */
         wgmma_results(s);

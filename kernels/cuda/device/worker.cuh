@@ -7,6 +7,7 @@
 #ifndef RELAY_CUDA_DEVICE_WORKER_CUH
 #define RELAY_CUDA_DEVICE_WORKER_CUH
 
+#include "cuda/device/convert.cuh"
 #include "cuda/device/tile.cuh"
 
 namespace relay
@@ -77,7 +78,18 @@ template <class C> struct worker {
 
     __device__ __forceinline__ uint32_t value_tile(uint32_t stage) const
     {
-        return base + stage * C::STAGE_BYTES + C::TENSOR_BYTES;
+        return base + stage * C::STAGE_BYTES + C::TILE_BYTES;
+    }
+
+    /* Of F8: where a tile's keys and values are in T. */
+    __device__ __forceinline__ uint32_t opened_keys() const
+    {
+        return base + C::OPENED_OFFSET;
+    }
+
+    __device__ __forceinline__ uint32_t opened_values() const
+    {
+        return base + C::OPENED_OFFSET + C::TENSOR_BYTES;
     }
 
     __device__ __forceinline__ uint32_t queries() const
@@ -392,7 +404,7 @@ template <class C> struct worker {
     __device__ __forceinline__ uint64_t whole_place(uint32_t page, uint32_t token) const
     {
         uint32_t in_page = token & ((1u << p.page_shift) - 1);
-        return page * p.page_stride + (load_place + in_page * (C::D * 2));
+        return page * p.page_stride + (load_place + in_page * C::ROW_BYTES);
     }
 
     __device__ __forceinline__ uint64_t load_policy() const
@@ -411,7 +423,7 @@ template <class C> struct worker {
             uint32_t chunk = (i * 32 + lane) % C::CHUNKS;
             /* Whole rows ahead of this lane's first copy: a constant where rows divide 32 chunks,
              * and a tile of whole rows is contiguous anyway. */
-            cp_async(to + tile_offset<C>(first_row + row, chunk), from + i * 512, 16, policy);
+            cp_async(to + stored_offset<C>(first_row + row, chunk), from + i * 512, 16, policy);
         }
     }
 
@@ -428,6 +440,9 @@ template <class C> struct worker {
             return 0;
         }
         if (t - u.append_token < u.append_count && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
+            if (C::F8) {
+                return 0; /* convert_appended() puts it there */
+            }
             const relay_cuda_io &io = io_at(p, u.append_io);
             const void *rows = is_value && p.v != p.k ? io.v : io.k;
             size_t i = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
@@ -453,8 +468,8 @@ template <class C> struct worker {
             uint32_t row = i / C::CHUNKS;
             uint32_t chunk = i % C::CHUNKS;
             uint64_t at = __shfl_sync(0xffffffffu, from, first + row);
-            cp_async(to + tile_offset<C>(first_row + row, chunk), (const void *)(at + chunk * 16),
-                     at != 0 && chunk * 8 < dim ? 16 : 0);
+            cp_async(to + stored_offset<C>(first_row + row, chunk), (const void *)(at + chunk * 16),
+                     at != 0 && chunk * C::CHUNK_ELEMENTS < dim ? 16 : 0);
         }
     }
 
@@ -481,9 +496,9 @@ template <class C> struct worker {
     __device__ __forceinline__ void load_queries(uint64_t from) const
     {
 #pragma unroll 1
-        for (uint32_t i = lane; i < 16 * C::CHUNKS; i += 32) {
-            uint32_t row = i / C::CHUNKS;
-            uint32_t chunk = i % C::CHUNKS;
+        for (uint32_t i = lane; i < 2 * C::D; i += 32) {
+            uint32_t row = i / (C::D / 8);
+            uint32_t chunk = i % (C::D / 8);
             uint64_t q = __shfl_sync(0xffffffffu, from, row);
             cp_async(queries() + tile_offset<C>(first_row + row, chunk),
                      (const void *)(q + chunk * 16), q != 0 && chunk * 8 < p.dqk ? 16 : 0);
@@ -511,7 +526,7 @@ template <class C> struct worker {
             uint64_t rows = row_place(from.unit, head_of(from), load_token, paged, page);
 #pragma unroll 1
             for (uint32_t values = 0; values < 2; values++) {
-                load_rows(key_tile(load_stage) + values * C::TENSOR_BYTES, rows, values * 16,
+                load_rows(key_tile(load_stage) + values * C::TILE_BYTES, rows, values * 16,
                           values ? p.dv : p.dqk);
             }
         }
@@ -611,12 +626,62 @@ template <class C> struct worker {
         }
     }
 
-    /* For this warp's tokens of a tile, if any of them come with the call. */
+    /* F8: converts those of them among this warp's 16 from `token` on, from the call's tensors to
+     * the tile and to their pages. */
+    __device__ __forceinline__ void convert_appended(const relay_cuda_unit &u, uint32_t head,
+                                                     uint32_t token, uint32_t stage) const
+    {
+        const relay_cuda_io &io = io_at(p, u.append_io);
+        unsigned char *keys = memory + stage * C::STAGE_BYTES;
+#pragma unroll 1
+        for (uint32_t i = 0; i < 2 * 16; i++) {
+            const uint32_t row = i / 2;
+            const bool is_value = i % 2 != 0;
+            const bool from_v = is_value && p.v != p.k;
+            const uint32_t t = token + row;
+            const uint32_t at = t - u.append_token;
+            if (at >= u.append_count || t < u.token_begin || t >= u.token_end) {
+                continue;
+            }
+            const uint32_t stored = from_v ? p.dv : p.dqk; /* elements of a row of the call */
+            const float *scales = from_v ? p.v_scale : p.k_scale;
+            const float scale = scales != nullptr ? __ldg(scales + head) : 1.0f;
+            const size_t from = ((size_t)(u.append_row + at) * p.num_kv_heads + head) * stored;
+            const size_t page = __ldg(p.pages + u.page_begin + t / p.page_tokens) * p.page_stride;
+            unsigned char *to = (unsigned char *)(from_v ? p.v : p.k) + page +
+                                ((size_t)head * p.page_tokens + t % p.page_tokens) *
+                                    (from_v ? p.v_row_bytes : p.k_row_bytes);
+#pragma unroll 1
+            for (uint32_t d = 4 * lane; d < (is_value ? p.dv : p.dqk); d += 128) {
+                const uint2 bits =
+                    *(const uint2 *)((const uint16_t *)(from_v ? io.v : io.k) + from + d);
+                const float2 lo = pair_to_float<typename C::IO>(bits.x);
+                const float2 hi = pair_to_float<typename C::IO>(bits.y);
+                const uint32_t four = (uint32_t)float_to_f8(__fdiv_rn(lo.x, scale)) |
+                                      (uint32_t)float_to_f8(__fdiv_rn(lo.y, scale)) << 8 |
+                                      (uint32_t)float_to_f8(__fdiv_rn(hi.x, scale)) << 16 |
+                                      (uint32_t)float_to_f8(__fdiv_rn(hi.y, scale)) << 24;
+                *(uint32_t *)(keys + (is_value ? C::TILE_BYTES : 0) +
+                              stored_offset<C>(first_row + row, d / 16) + d % 16) = four;
+                if (!is_value || from_v) {
+                    *(uint32_t *)(to + d) = four;
+                }
+            }
+        }
+        __syncwarp();
+    }
+
+    /* For this warp's tokens of a tile, if any of them come with the call; F8: before the tile is
+     * used. */
     __device__ __forceinline__ void tile_append(const relay_cuda_unit &u, uint32_t head,
                                                 uint32_t token, uint32_t stage) const
     {
         if (appends(u, token, 16)) {
-            store_appended(u, head, token, stage);
+            if constexpr (C::F8) {
+                convert_appended(u, head, token, stage);
+            } else {
+                store_appended(u, head, token, stage);
+            }
         }
     }
 

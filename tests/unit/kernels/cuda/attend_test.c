@@ -56,16 +56,22 @@ static const char *kernel_for(const struct relay_shape *shape, const char *want,
                               size_t bytes)
 {
     static const uint32_t dims[] = {64, 96, 128, 192, 256};
+    const bool f8 = shape->kv_dtype == RELAY_DTYPE_F8_E4M3;
     bool wgmma = want != NULL && strcmp(want, "mma") != 0;
     uint32_t dim = shape->kind.head_dim_qk > shape->kind.head_dim_v ? shape->kind.head_dim_qk
                                                                     : shape->kind.head_dim_v;
     if (want == NULL || strcmp(want, "simt") == 0) {
         return want;
     }
+    if (f8 && wgmma) {
+        return NULL;
+    }
     for (uint32_t i = 0; i < COUNT(dims); i++) {
-        if (dim <= dims[i] && (!wgmma || dims[i] == 64 || dims[i] == 128)) {
-            (void)snprintf(name, bytes, "%s_%s_%u", want,
-                           shape->kv_dtype == RELAY_DTYPE_BF16 ? "bf16" : "f16", dims[i]);
+        const bool some = dims[i] == 64 || dims[i] == 128; /* what every engine has */
+        if (dim <= dims[i] && (some || (f8 ? dims[i] == 256 : !wgmma))) {
+            (void)snprintf(name, bytes, "%s_%s%s_%u", want,
+                           shape->io_dtype == RELAY_DTYPE_BF16 ? "bf16" : "f16", f8 ? "_f8" : "",
+                           dims[i]);
             return name;
         }
     }
@@ -402,6 +408,26 @@ static void test_attend_dims(void)
     report("dims", before);
 }
 
+/* K/V as F8_E4M3, with scales: its own tiles, and queries scaled to fit F16. */
+static void test_attend_f8(void)
+{
+    static const uint32_t dims[][2] = {{128, 128}, {64, 64}, {256, 256}, {192, 128}, {96, 48}};
+    static const uint32_t heads[][2] = {{8, 2}, {48, 2}, {4, 4}, {100, 1}};
+    uint32_t before = failures;
+    for (uint32_t i = 0; i < COUNT(dims) * COUNT(heads) && (!quick || i < 3); i++) {
+        const uint32_t *h = heads[i % COUNT(heads)];
+        const uint32_t *d = dims[i / COUNT(heads)];
+        struct problem_config config =
+            config_of(h[0], h[1], d[0], d[1], i % 2 ? RELAY_DTYPE_F16 : RELAY_DTYPE_BF16);
+        config.shape.kv_dtype = RELAY_DTYPE_F8_E4M3;
+        config.alibi = i % 3 == 1;
+        config.shape.kind.softcap = i % 3 == 2 ? 3.0f : 0.0f;
+        config.shape.kind.window = i % 4 == 3 ? 90 : 0;
+        run_ways(&config);
+    }
+    report("f8", before);
+}
+
 static void test_attend_groups(void)
 {
     static const uint32_t heads[][2] = {{1, 1},  {4, 4},  {6, 2},  {7, 1},   {16, 1},
@@ -556,9 +582,10 @@ static void test_attend_repeats(void)
 
 int main(int argc, char **argv)
 {
-    static void (*const tests[])(void) = {
-        test_attend_dims,      test_attend_groups,      test_attend_pages,  test_attend_score_terms,
-        test_attend_many_rows, test_attend_huge_scores, test_attend_repeats};
+    static void (*const tests[])(void) = {test_attend_dims,        test_attend_f8,
+                                          test_attend_groups,      test_attend_pages,
+                                          test_attend_score_terms, test_attend_many_rows,
+                                          test_attend_huge_scores, test_attend_repeats};
     struct relay_error err;
     enum relay_code code = relay_backend_open("cuda:0", NULL, &backend, &err);
     uint32_t part = UINT32_MAX;

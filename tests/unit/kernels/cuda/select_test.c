@@ -3,14 +3,17 @@
 #include "testlib/check.h"
 
 static const struct relay_cuda_traits pair = {
-    "pair_bf16_128", RELAY_DTYPE_BF16, 128, 90, 90, 2, false, true, 231000};
+    "pair_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 90, 90, 2, false, true, 231000};
 static const struct relay_cuda_traits wgmma = {
-    "wgmma_bf16_128", RELAY_DTYPE_BF16, 128, 90, 90, 1, false, false, 115000};
+    "wgmma_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 90, 90, 1, false, false, 115000};
 static const struct relay_cuda_traits mma = {
-    "mma_bf16_128", RELAY_DTYPE_BF16, 128, 80, 0, 1, true, false, 83000};
+    "mma_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 80, 0, 1, true, false, 83000};
+static const struct relay_cuda_traits f8 = {
+    "mma_bf16_f8_128", RELAY_DTYPE_BF16, RELAY_DTYPE_F8_E4M3, 128, 80, 0, 1, true, false, 99000};
 static const struct relay_cuda_traits simt = {
-    "simt", RELAY_DTYPE_UNSPECIFIED, 576, 0, 0, 0, true, false, 0};
-static const struct relay_cuda_traits *const table[] = {&pair, &wgmma, &mma, &simt};
+    "simt", RELAY_DTYPE_UNSPECIFIED, RELAY_DTYPE_UNSPECIFIED, 576, 0, 0, 0, true, false, 0};
+static const struct relay_cuda_traits *const table[] = {&pair, &wgmma, &mma, &f8, &simt};
+#define NUM 5u
 
 static const struct relay_cuda_device h200 = {90, 232448, 132};
 static const struct relay_cuda_device a100 = {80, 166912, 108};
@@ -33,8 +36,8 @@ static struct relay_shape shape_of(uint32_t dqk, uint32_t dv, enum relay_dtype k
 
 static const char *chosen(const struct relay_shape *shape, const struct relay_cuda_device *device)
 {
-    uint32_t i = relay_cuda_select(table, 4, shape, device, false, NULL);
-    return i < 4 ? table[i]->name : "none";
+    uint32_t i = relay_cuda_select(table, NUM, shape, device, false, NULL);
+    return i < NUM ? table[i]->name : "none";
 }
 
 static void test_select_by_device(void)
@@ -69,27 +72,43 @@ static void test_select_by_shape(void)
     CHECK_STR(chosen(&shape, &h200), "none");
 }
 
+/* F8_E4M3 has kernels of its own, which copy rows by 16 bytes and take queries of their type. */
+static void test_select_f8(void)
+{
+    struct relay_shape shape = shape_of(128, 64, RELAY_DTYPE_F8_E4M3, RELAY_DTYPE_BF16);
+    CHECK_STR(chosen(&shape, &h200), "mma_bf16_f8_128");
+    shape.kind.softcap = 30.0f;
+    CHECK_STR(chosen(&shape, &a100), "mma_bf16_f8_128");
+    shape = shape_of(128, 72, RELAY_DTYPE_F8_E4M3, RELAY_DTYPE_BF16);
+    CHECK_STR(chosen(&shape, &h200), "simt");
+    shape = shape_of(128, 128, RELAY_DTYPE_F8_E4M3, RELAY_DTYPE_F32);
+    CHECK_STR(chosen(&shape, &h200), "simt");
+    shape = shape_of(128, 128, RELAY_DTYPE_F8_E4M3, RELAY_DTYPE_F8_E4M3);
+    CHECK_STR(chosen(&shape, &h200), "simt");
+}
+
 static void test_select_by_name(void)
 {
     struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
-    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, true, "mma_bf16_128"), 2);
-    CHECK_EQ(relay_cuda_select(table, 4, &shape, &a100, true, "wgmma_bf16_128"), 4);
-    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, false, "pair_bf16_128"), 0);
-    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, false, "no such"), 4);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, true, "mma_bf16_128"), 2);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, true, "wgmma_bf16_128"), NUM);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, false, "pair_bf16_128"), 0);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, false, "no such"), NUM);
 }
 
 static void test_select_by_width(void)
 {
     struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
-    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, true, NULL), 0);
-    CHECK_EQ(relay_cuda_select(table, 4, &shape, &h200, false, NULL), 1);
-    CHECK_EQ(relay_cuda_select(table, 4, &shape, &a100, true, NULL), 2);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, true, NULL), 0);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, false, NULL), 1);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, true, NULL), 2);
 }
 
 int main(void)
 {
     CHECK_RUN(test_select_by_device);
     CHECK_RUN(test_select_by_shape);
+    CHECK_RUN(test_select_f8);
     CHECK_RUN(test_select_by_name);
     CHECK_RUN(test_select_by_width);
     return check_done();
