@@ -445,7 +445,7 @@ static void test_nothing_is_left(void)
 int main(int argc, char **argv)
 {
     if (argc == 5 && strcmp(argv[1], "--other") == 0) {
-        return be_other(argv[2], atoi(argv[4]), atoi(argv[3]));
+        return be_other(argv[2], (int)strtol(argv[4], NULL, 10), (int)strtol(argv[3], NULL, 10));
     }
     self = argv[0];
     if (!test_server_start(&server, NULL)) {

@@ -23,15 +23,21 @@ __device__ __forceinline__ uint32_t f8_open(uint32_t x)
     return *(uint32_t *)&h;
 }
 
-/* A factor for a row whose largest magnitude is `most`, a power of two: the row lies below 2^15
- * then. Rows that are already F16 need none. */
+/* A power of two that takes a row whose largest magnitude is `most` below 2^15. */
 template <typename IO> __device__ __forceinline__ float query_factor(float most)
 {
-    if (std::is_same<IO, __half>::value || !(most > 0.0f) || isinf(most)) {
+    if (!(most > 0.0f) || isinf(most)) {
         return 1.0f;
     }
     const int exponent = (int)(__float_as_uint(most) >> 23) - 127;
     return __uint_as_float((uint32_t)(127 + min(max(14 - exponent, -126), 126)) << 23);
+}
+
+/* Rows that are F16 need none. */
+template <> __device__ __forceinline__ float query_factor<__half>(float most)
+{
+    (void)most;
+    return 1.0f;
 }
 
 /* Makes F16 of this warp's rows of queries in shared memory, in place and in the order above.

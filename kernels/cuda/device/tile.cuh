@@ -10,8 +10,6 @@
 #include "cuda/device/ptx.cuh"
 #include "cuda/launch.h"
 
-#include <type_traits>
-
 namespace relay
 {
 
@@ -52,12 +50,20 @@ struct group_slopes {
     row_slope rows[4][16];
 };
 
+/* What is multiplied. F16 holds every F8_E4M3 exactly, and queries in it lose nothing once a row is
+ * scaled by a power of two. */
+template <typename IO, bool F8> struct multiplied {
+    using type = IO;
+};
+
+template <typename IO> struct multiplied<IO, true> {
+    using type = __half;
+};
+
 /* IO: type of queries; F8: K and V are stored as F8_E4M3, else as IO. */
 template <typename IO_, bool F8_, int D_, int STAGES_, bool WGMMA_, int GROUPS_> struct config {
     using IO = IO_;
-    /* What is multiplied. F16 holds every F8_E4M3 exactly, and queries in it lose nothing once a
-     * row is scaled by a power of two. */
-    using T = std::conditional_t<F8_, __half, IO_>;
+    using T = typename multiplied<IO_, F8_>::type;
     static constexpr bool F8 = F8_;
     static constexpr int D = D_; /* both head dims, padded */
     static constexpr int STAGES = STAGES_;
