@@ -158,10 +158,10 @@ static void ask_ahead(const struct state *st, uint32_t tile)
     struct share k = share_of(tiles, tile, st->dq2);
     struct share v = share_of(tiles, tile, PAIRS);
     for (size_t d = k.from; d < k.to; d++) {
-        ask_for(tiles->ahead.k + d * tiles->ahead.k_step, BLOCK * sizeof(pair_t));
+        ask_for(&tiles->ahead, tiles->ahead.k + d * tiles->ahead.k_step, BLOCK * sizeof(pair_t));
     }
     for (size_t t = v.from; t < v.to; t++) {
-        ask_for(tiles->ahead.v + t * tiles->rows.dv * sizeof(pair_t),
+        ask_for(&tiles->ahead, tiles->ahead.v + t * tiles->rows.dv * sizeof(pair_t),
                 tiles->rows.dv * sizeof(pair_t));
     }
 }

@@ -20,9 +20,11 @@ INLINE void scores_at(uint32_t nr, uint32_t nv, const struct state *st, uint32_t
     const struct share share = share_of(&st->tiles, tile, j0 == 0 ? dq2 : 0);
     for (size_t d = 0; d < dq2; d++, k += st->k_stride) {
         if (st->tiles.ahead.v_now != NULL) {
-            ask_for(st->tiles.ahead.v_now + d * BLOCK * sizeof(pair_t), BLOCK * sizeof(pair_t));
+            ask_for(&st->tiles.ahead, st->tiles.ahead.v_now + d * BLOCK * sizeof(pair_t),
+                    BLOCK * sizeof(pair_t));
         } else if (in_share(share, d)) {
-            ask_for(st->tiles.ahead.k + d * st->tiles.ahead.k_step, BLOCK * sizeof(pair_t));
+            ask_for(&st->tiles.ahead, st->tiles.ahead.k + d * st->tiles.ahead.k_step,
+                    BLOCK * sizeof(pair_t));
         }
         __m512bh key[VECS];
         for (uint32_t j = 0; j < nv; j++) {
@@ -71,9 +73,10 @@ INLINE void values_at(uint32_t nr, uint32_t nd, const struct state *st, uint32_t
     const struct share share = share_of(tiles, tile, pairs);
     for (uint32_t t = 0; t < pairs; t++, v += tiles->dvp) {
         if (tiles->ahead.v_now != NULL && share.to != 0) {
-            ask_for(tiles->ahead.k + (d / 2 + t) * tiles->ahead.k_step, BLOCK * sizeof(pair_t));
+            ask_for(&tiles->ahead, tiles->ahead.k + (d / 2 + t) * tiles->ahead.k_step,
+                    BLOCK * sizeof(pair_t));
         } else if (in_share(share, t)) {
-            ask_for(tiles->ahead.v + (t * tiles->rows.dv + d) * sizeof(pair_t),
+            ask_for(&tiles->ahead, tiles->ahead.v + (t * tiles->rows.dv + d) * sizeof(pair_t),
                     nd * VEC_LANES * sizeof(pair_t));
         }
         __m512bh value[4];

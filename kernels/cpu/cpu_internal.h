@@ -15,7 +15,8 @@
 struct cpu_job {
     struct relay_problem problem;
     const struct relay_cpu_isa *isa[RELAY_CPU_ITEMS];
-    bool packed;                        /* K/V pages */
+    bool packed; /* K/V pages */
+    bool second_cache;
     struct relay_cpu_partials partials; /* row = partial row, head 0 = query head 0 */
     unsigned char *scratch;             /* [threads,scratch_stride] */
     size_t scratch_stride;              /* bytes */

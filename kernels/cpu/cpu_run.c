@@ -95,6 +95,7 @@ static void job_init(struct cpu_job *job, const struct cpu_backend *cpu,
         job->isa[items] =
             relay_cpu_isa_for(&cpu->isas, problem->shape, (enum relay_cpu_items)items);
     }
+    job->second_cache = cpu->isas.second_cache;
     job->packed =
         cpu->packs_pages && relay_cpu_pages_packed(problem->shape, problem->plan->page_tokens);
     job->append_rows = 0;
@@ -225,6 +226,7 @@ static void item_task(void *context, uint32_t task, uint32_t next, uint32_t thre
         .item = &items[at.item],
         .packed = job->packed,
         .next_item = &items[at.item],
+        .second_cache = job->second_cache,
         .scratch = job->scratch + thread * job->scratch_stride,
     };
     for (uint32_t h = at.head; h < at.head + at.heads; h++) {

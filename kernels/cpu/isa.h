@@ -27,6 +27,7 @@ struct relay_cpu_attend {
     /* What the thread does after this, or NULL: its first K/V may be asked for. */
     const struct relay_item *next_item;
     uint32_t next_kv_head;
+    bool second_cache;            /* K/V is asked for there, not in the first: see calibrate.h */
     struct relay_cpu_partials to; /* row 0 = the item's first, head 0 = the KV head's first */
     void *scratch;                /* scratch_bytes(), 64-byte aligned, nobody else's meanwhile */
 };
@@ -84,6 +85,7 @@ struct relay_cpu_isas {
         float block_ns; /* a block of 64 tokens of 128 + 128 dims of BF16, read by one packed row */
         float row_ns;   /* more for each packed row */
     } costs;            /* of the first kernel for prompts */
+    bool second_cache;  /* as in struct relay_cpu_attend */
 };
 
 /* Those this machine can run, in the order in which they are built in. force: the name of one,
