@@ -64,7 +64,7 @@ INLINE void values_at(uint32_t nr, uint32_t nd, const struct state *st, uint32_t
     const struct tiles *tiles = &st->tiles;
     const pair_t *v = st->v + d;
     const pair_t *p = (const pair_t *)(const void *)tiles->s;
-    vec acc[TILE_ROWS][4];
+    vec acc[TILE_ROWS][2 * VECS];
     for (uint32_t i = 0; i < nr; i++) {
         for (uint32_t j = 0; j < nd; j++) {
             acc[i][j] = vec_load(tiles->o + (tile + i) * tiles->dvp + d + j * VEC_LANES);
@@ -73,13 +73,16 @@ INLINE void values_at(uint32_t nr, uint32_t nd, const struct state *st, uint32_t
     const struct share share = share_of(tiles, tile, pairs);
     for (uint32_t t = 0; t < pairs; t++, v += tiles->dvp) {
         if (tiles->ahead.v_now != NULL && share.to != 0) {
-            ask_for(&tiles->ahead, tiles->ahead.k + (d / 2 + t) * tiles->ahead.k_step,
-                    BLOCK * sizeof(pair_t));
+            for (uint32_t i = 0; i < nd; i += VECS) { /* as many rows of 64 tokens */
+                ask_for(&tiles->ahead,
+                        tiles->ahead.k + (d / 2 + t + i / VECS * PAIRS) * tiles->ahead.k_step,
+                        BLOCK * sizeof(pair_t));
+            }
         } else if (in_share(share, t)) {
             ask_for(&tiles->ahead, tiles->ahead.v + (t * tiles->rows.dv + d) * sizeof(pair_t),
                     nd * VEC_LANES * sizeof(pair_t));
         }
-        __m512bh value[4];
+        __m512bh value[2 * VECS];
         for (uint32_t j = 0; j < nd; j++) {
             value[j] = (__m512bh)_mm512_loadu_si512(v + j * VEC_LANES);
         }
@@ -101,8 +104,12 @@ INLINE void values(uint32_t nr, const struct state *st, uint32_t tile, uint32_t 
 {
     const uint32_t pairs = nv * (VEC_LANES / 2);
     size_t d = 0;
-    for (; d + 4 * VEC_LANES <= st->tiles.dvp; d += 4 * VEC_LANES) {
-        values_at(nr, 4, st, tile, pairs, d);
+    /* One row or two leave registers for twice the dims, and sums of one wait for each other. */
+    for (; nr <= 2 && d + 2 * VECS * VEC_LANES <= st->tiles.dvp; d += 2 * VECS * VEC_LANES) {
+        values_at(nr, 2 * VECS, st, tile, pairs, d);
+    }
+    for (; d + VECS * VEC_LANES <= st->tiles.dvp; d += VECS * VEC_LANES) {
+        values_at(nr, VECS, st, tile, pairs, d);
     }
     for (; d < st->tiles.dvp; d += VEC_LANES) {
         values_at(nr, 1, st, tile, pairs, d);
