@@ -10,6 +10,9 @@
 #                                              with --peers PyTorch by turns with it, in 15 minutes;
 #                                              cpu_grid.py explains the OPTIONS (a part of the grid, a
 #                                              file to go on from)
+#        tests/bench/run.sh gpu [OPTIONS]      the cuda backend on a grid of cells (preset cuda, a GPU),
+#                                              beside what peers took on an H200; gpu_bench explains
+#                                              its OPTIONS
 #   --json            one JSON object a line, as the benches print them
 #   RELAY_BUILD_DIR   build folder (build/release); its relayd, relayctl and benches must be built
 #   RELAY_BENCH_PYTHON  a Python with torch, for --peers; without it the environment that
@@ -19,14 +22,15 @@
 # rpc is: unary and stream calls of 384 KiB in and 256 KiB out, by turns with a bare C core echo of
 # the same bytes, over a unix socket and TCP, and once more with an echo that keeps its heap as
 # relayd does; admission of a step of 256 requests and its plan; two sessions on one prompt of 8192
-# tokens, shared against plain. cpu ends with a table, and a plot in BUILD/cpu.svg.
+# tokens, shared against plain. cpu and gpu end with a table, and a plot in BUILD/cpu.svg or gpu.svg;
+# gpu's build folder is build/cuda.
 set -eu
 cd "$(dirname "$0")/../.."
 build=${RELAY_BUILD_DIR:-build/release}
 read -r -a nice <<<"${RELAY_BENCH_NICE:-env}"
 
 usage() {
-  sed -n '2,23s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,27s/^# \{0,1\}//p' "$0" >&2
   exit 64
 }
 
@@ -90,6 +94,17 @@ cpu() {
   python3 tests/bench/cpu_table.py "$lines" --plot "$build/cpu.svg"
 }
 
+gpu() {
+  local lines
+  build=${RELAY_BUILD_DIR:-build/cuda}
+  lines=$(mktemp)
+  # shellcheck disable=SC2064 # the name as it is now
+  trap "rm -f '$lines'" EXIT
+  [ $# -gt 0 ] || set -- --grid
+  "$build/tests/bench/gpu_bench" --out "$lines" "$@" >&2
+  python3 tests/bench/gpu_table.py "$lines" --peers tests/bench/peers_h200.jsonl --plot "$build/gpu.svg"
+}
+
 [ $# -ge 1 ] || usage
 what=$1
 shift
@@ -100,6 +115,10 @@ service)
   ;;
 cpu)
   cpu "$@"
+  exit
+  ;;
+gpu)
+  gpu "$@"
   exit
   ;;
 rpc) ;;
