@@ -238,13 +238,14 @@ static void test_buffer_append_stores_what_was_sent(void)
     }
 }
 
-/* A page id times the stride is far beyond 32 bits. */
-static void test_buffer_pages_far_apart(void)
+/* A page id times the stride is far beyond 32 bits, and so are the elements of the pool. */
+static void far_apart_case(enum relay_dtype kv_dtype, enum relay_dtype io_dtype)
 {
     enum { DIM = 64, TOKENS = 16 };
     static const uint32_t ids[2] = {5000, 2600};
-    struct relay_shape shape =
-        problem_shape(2, 1, DIM, RELAY_DTYPE_F32, RELAY_DTYPE_F32, RELAY_DTYPE_F32);
+    const size_t kv_elem = relay_dtype_size(kv_dtype);
+    const size_t io_elem = relay_dtype_size(io_dtype);
+    struct relay_shape shape = problem_shape(2, 1, DIM, kv_dtype, io_dtype, RELAY_DTYPE_F32);
     size_t stride = RELAY_COMMIT_BYTES, bytes = 5001 * stride; /* 10 GB of address space */
     struct relay_entry entry = {.q_len = 1,
                                 .segment = RELAY_NO_SEGMENT,
@@ -253,13 +254,13 @@ static void test_buffer_pages_far_apart(void)
                                 .context_tokens = 20};
     struct relay_plan_input in = {
         .shape = &shape, .entries = &entry, .num_entries = 1, .page_tokens = TOKENS};
-    float *q = relay_backend_io_alloc(backend, 2 * DIM * sizeof(float));
+    unsigned char *q = relay_backend_io_alloc(backend, 2 * DIM * io_elem);
     float *out = relay_backend_io_alloc(backend, 2 * DIM * sizeof(float));
     struct relay_io io = {.q = q, .out = out};
     struct relay_problem problem = {.shape = &shape, .ios = &io, .num_ios = 1};
     struct relay_pages_span span = {
         .shape = &shape, .page_tokens = TOKENS, .pages = ids, .token_count = 20};
-    static float k[20 * DIM], v[20 * DIM];
+    static unsigned char k[20 * DIM * sizeof(float)], v[20 * DIM * sizeof(float)];
     struct relay_plan *plan = NULL;
     struct relay_error err;
     void *base = NULL;
@@ -273,12 +274,15 @@ static void test_buffer_pages_far_apart(void)
     span.kv.k = base;
     span.kv.v = (unsigned char *)base + MIB;
     span.kv.page_stride = stride;
+    memset(k, 0, sizeof(k));
     for (uint32_t i = 0; i < 20 * DIM; i++) {
-        k[i] = 0.0f;
-        v[i] = (float)(i / DIM); /* equal scores: the output is the mean, 9.5 */
+        /* Equal scores: the output is the mean, 3.1. All are exact in every dtype. */
+        const float value = (float)(i / DIM % 8);
+        relay_dtype_convert(kv_dtype, v + i * kv_elem, RELAY_DTYPE_F32, &value, 1);
     }
     for (uint32_t i = 0; i < 2 * DIM; i++) {
-        q[i] = 1.0f;
+        const float one = 1.0f;
+        relay_dtype_convert(io_dtype, q + i * io_elem, RELAY_DTYPE_F32, &one, 1);
     }
     CHECK_OK(relay_backend_pages_write(backend, &span, k, v, &err), err);
     relay_backend_plan_defaults(backend, &in);
@@ -291,13 +295,20 @@ static void test_buffer_pages_far_apart(void)
     CHECK_OK(relay_backend_run(backend, &problem, &ticket, &err), err);
     CHECK_OK(relay_backend_wait(backend, ticket, &err), err);
     for (uint32_t i = 0; i < 2 * DIM; i++) {
-        CHECK(out[i] > 9.4999f && out[i] < 9.5001f);
+        CHECK(out[i] > 3.0999f && out[i] < 3.1001f);
     }
     relay_backend_io_free(backend, problem.workspace);
     relay_backend_io_free(backend, q);
     relay_backend_io_free(backend, out);
     relay_backend_release(backend, base, bytes);
     relay_plan_destroy(plan);
+}
+
+static void test_buffer_pages_far_apart(void)
+{
+    far_apart_case(RELAY_DTYPE_F32, RELAY_DTYPE_F32);
+    far_apart_case(RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
+    far_apart_case(RELAY_DTYPE_F8_E4M3, RELAY_DTYPE_BF16);
 }
 
 int main(int argc, char **argv)
