@@ -3,7 +3,6 @@
 
 /* 8 to 12 sums; three of sixteen registers are left for keys and a query. */
 #define TILE_VECS(nr) ((nr) == 1 ? 8u : (nr) <= 3 ? 4u : 2u)
-#define DIRECT_ROWS   TILE_ROWS /* with a second tile, converting again costs more than keeping */
 #include "cpu/attend_f32.inc"
 
 #include <cpuid.h>

@@ -3,7 +3,6 @@
 
 /* 24 sums at six rows. */
 #define TILE_VECS(nr) 4u
-#define DIRECT_ROWS   (2 * TILE_ROWS) /* here it costs less */
 #include "cpu/attend_f32.inc"
 
 static bool available(void)
