@@ -15,9 +15,8 @@
 # run ctest; fuzz fuzzes briefly; quickstart is the README's other command; chroot runs both commands
 # on a fresh Debian in a folder (needs root); cuda compiles the kernels for GPUs alone, for sm_80 and
 # sm_90a, where there is nvcc, and none may spill registers (running them takes a GPU: preset cuda,
-# then ctest); conformance, with
-# --full only, is the suite on the cpu backend with the shapes that take minutes each; engine, with
-# --engine, is Transformers on relayd.
+# then ctest); conformance, with --full only, is the suite on the cpu backend with the shapes that
+# take minutes each; engine, with --engine, is Transformers on relayd.
 # A step that cannot run says why and counts as one skipped. Each step's log is build/logs/STEP.log.
 # Exit code: 0 nothing failed, 1 something did, 64 bad arguments.
 set -u
@@ -49,7 +48,7 @@ while [ $# -gt 0 ]; do
     shift
     ;;
   *)
-    sed -n '2,22s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
     exit 64
     ;;
   esac

@@ -114,11 +114,12 @@ static void *bench_memory(struct bench *b, size_t scratch)
 }
 
 static double time_rows(struct bench *b, const struct relay_cpu_isa *isa, uint32_t packed_rows,
-                        void *scratch)
+                        bool second_cache, void *scratch)
 {
     struct relay_cpu_attend work = {.problem = &b->problem,
                                     .item = &b->item,
                                     .packed = isa->packs_pages,
+                                    .second_cache = second_cache,
                                     .to = b->to,
                                     .scratch = scratch};
     b->item.row_count = packed_rows / GROUP;
@@ -142,7 +143,7 @@ static void time_all(struct bench *b, const struct relay_cpu_isas *isas, void *s
                 if (round >= 2 && ns[items][i] > HOPELESS * best[items]) {
                     continue;
                 }
-                double t = time_rows(b, isas->list[0][i], rows[items], scratch);
+                double t = time_rows(b, isas->list[0][i], rows[items], false, scratch);
                 ns[items][i] = round == 0 || t < ns[items][i] ? t : ns[items][i];
                 best[items] = (round == 0 && i == 0) || t < best[items] ? t : best[items];
             }
@@ -171,13 +172,7 @@ static bool flush(const void *from, size_t bytes)
  * on it. */
 static bool time_second_cache(struct bench *b, const struct relay_cpu_isa *isa, void *scratch)
 {
-    struct relay_cpu_attend work = {.problem = &b->problem,
-                                    .item = &b->item,
-                                    .packed = isa->packs_pages,
-                                    .to = b->to,
-                                    .scratch = scratch};
     double best[2] = {INFINITY, INFINITY};
-    b->item.row_count = FEW / GROUP;
     b->item.token_end = b->segment.tokens = TOKENS_FAR;
     b->plan.num_pages = TOKENS_FAR / PAGE;
     b->rows[0].position = TOKENS_FAR - 1;
@@ -185,10 +180,7 @@ static bool time_second_cache(struct bench *b, const struct relay_cpu_isa *isa, 
         if (!flush(b->memory, 2u * TOKENS_FAR * DIM * sizeof(uint16_t))) {
             return false;
         }
-        work.second_cache = i % 2 != 0;
-        double begin = now_ns();
-        isa->attend(&work);
-        double ns = now_ns() - begin;
+        double ns = time_rows(b, isa, FEW, i % 2 != 0, scratch);
         best[i % 2] = ns < best[i % 2] ? ns : best[i % 2];
     }
     return best[1] < FURTHER * best[0];

@@ -21,6 +21,7 @@ extern "C" {
 #define RELAY_CUDA_UNIT_WORDS   32u
 #define RELAY_CUDA_UNIT_PAGES   12u
 #define RELAY_CUDA_IOS_INLINE   12u
+#define RELAY_CUDA_LOG2E        1.44269504088896340736f
 #define RELAY_CUDA_LSE_PENDING  0xffffffffu /* a NaN no kernel writes as an LSE */
 #define RELAY_CUDA_TICKET_WORDS 32u         /* keeps the ticket alone in its line */
 

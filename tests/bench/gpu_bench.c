@@ -210,13 +210,14 @@ static size_t kv_bytes(const struct bench *b, const struct shape *s)
     return token_bytes(b, s) * (s->prompt + (size_t)s->batch * s->context);
 }
 
-/* Of request i; all requests together have the same number of tokens, ragged or not. */
+/* Of request i; all requests together have about as many tokens ragged as not. */
 static uint32_t context_of(const struct bench *b, const struct shape *s, uint32_t i)
 {
-    uint32_t at = s->batch < 2 ? 0 : i * 7919u % s->batch; /* in no order */
-    return !b->ragged || s->batch < 2 || s->batch % 7919u == 0
-               ? s->context
-               : s->context / 2 + (uint32_t)((uint64_t)s->context * at / (s->batch - 1));
+    if (!b->ragged || s->batch < 2) {
+        return s->context;
+    }
+    uint32_t at = i * 7919u % s->batch; /* lengths in no order: that prime is more than any batch */
+    return s->context / 2 + (uint32_t)((uint64_t)s->context * at / (s->batch - 1));
 }
 
 /* What a layer must move or compute at least, microseconds. */

@@ -329,9 +329,9 @@ static void test_a_step_has_ended_when_it_must_have(void)
 
 #define PAIR_ROWS 4u
 
-/* Says through `there` that this process has a session, and waits for the other's
- * word on `awaited`: a process under TSan on a loaded machine takes longer to start than all the
- * steps of the first. False where the other ended without a word. */
+/* Says through `there` that this process has a session, and waits for the other's word on
+ * `awaited`: a process under TSan on a loaded machine takes longer to start than all the steps of
+ * the first. False where the other ended without a word. */
 static bool meet(int there, int awaited)
 {
     char word = 1;

@@ -712,7 +712,7 @@ template <class C> struct worker {
                 slope.position = (int)(position - u.position);
                 if (p.slopes != nullptr) {
                     slope.slope = __ldg(p.slopes + head * p.group + packed - row * p.group) *
-                                  1.44269504088896341f;
+                                  RELAY_CUDA_LOG2E;
                 }
             }
             mine.intervals[warp][lane] = interval;
