@@ -41,8 +41,8 @@ template <> __device__ __forceinline__ float query_factor<__half>(float most)
 }
 
 /* Makes F16 of this warp's rows of queries in shared memory, in place and in the order above.
- * Returns what the scores of rows lane / 4 (x) and lane / 4 + 8 (y) are to be multiplied by. */
-template <class C> __device__ __forceinline__ float2 queries_open(const worker<C> &w, uint32_t head)
+ * Returns what the scores of row lane / 2 are to be multiplied by. */
+template <class C> __device__ __forceinline__ float queries_open(const worker<C> &w, uint32_t head)
 {
     const uint32_t row = w.first_row + w.lane / 2;
     unsigned char *rows = w.memory + C::QUERY_OFFSET;
@@ -74,9 +74,7 @@ template <class C> __device__ __forceinline__ float2 queries_open(const worker<C
     }
     __syncwarp();
     const float scale = w.p.k_scale != nullptr ? __ldg(w.p.k_scale + head) : 1.0f;
-    const float back = scale / factor; /* factor is a power of two */
-    return make_float2(__shfl_sync(0xffffffffu, back, (w.lane >> 2) * 2),
-                       __shfl_sync(0xffffffffu, back, (w.lane >> 2) * 2 + 16));
+    return scale / factor; /* factor is a power of two */
 }
 
 /* What sums of values are to be multiplied by; values that are keys are scaled like keys. */
@@ -86,59 +84,36 @@ template <class C> __device__ __forceinline__ float value_scale(const worker<C> 
     return C::F8 && scales != nullptr ? __ldg(scales + head) : 1.0f;
 }
 
-/* S[16 rows][16 tokens] of the tile's rows from `row` on. */
-template <class C, class Q>
-__device__ __forceinline__ void scores_multiply_f8(const worker<C> &w, const Q &query,
-                                                   uint32_t keys, uint32_t row, float (&s)[2][4])
+/* Keys as A operands: tokens 0 to 7 and 8 to 15 of 16 dims and of the next 16, from where this
+ * lane's row of ldmatrix is. */
+template <class C> __device__ __forceinline__ void keys_open(uint32_t (&a)[2][4], uint32_t from)
 {
-    const uint32_t token = row + (w.lane & 15);
-    float sums[2][2][4] = {};
+    uint32_t x[4];
+    ldmatrix(x, from);
 #pragma unroll
-    for (int k = 0; k < C::D / 16; k += 2) {
-        uint32_t b[4]; /* tokens 0 to 7 and 8 to 15 of 16 dims, of the next 16 */
-        ldmatrix(b, keys + stored_offset<C>(token, k + (w.lane >> 4)));
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            uint32_t a[4];
-            query(a, k + i);
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                mma_type<__half>::mma(sums[i][j], a, f8_open(b[2 * i + j]),
-                                      f8_open(b[2 * i + j] >> 16));
-            }
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            s[j][e] = sums[0][j][e] + sums[1][j][e];
-        }
+    for (int i = 0; i < 2; i++) {
+        a[i][0] = f8_open(x[2 * i]);
+        a[i][1] = f8_open(x[2 * i + 1]);
+        a[i][2] = f8_open(x[2 * i] >> 16);
+        a[i][3] = f8_open(x[2 * i + 1] >> 16);
     }
 }
 
-/* O += P V for 16 tokens of the tile from `row` on. o[2 c] has the even ones of dims 16 c ..,
- * o[2 c + 1] the odd ones. */
-template <class C>
-__device__ __forceinline__ void values_multiply_f8(const worker<C> &w, const uint32_t (&a)[4],
-                                                   uint32_t values, uint32_t row,
-                                                   float (&o)[C::D / 8][4])
+/* Values as A operands, the same tokens and dims; row g is dim 2 g, row g + 8 dim 2 g + 1. */
+template <class C> __device__ __forceinline__ void values_open(uint32_t (&a)[2][4], uint32_t from)
 {
-    const uint32_t token = row + (w.lane & 15);
+    uint32_t x[4];
+    ldmatrix_trans(x, from);
 #pragma unroll
-    for (int c = 0; c < C::D / 16; c += 2) {
-        uint32_t b[4]; /* tokens 0 to 7 and 8 to 15 of 16 dims, of the next 16 */
-        ldmatrix_trans(b, values + stored_offset<C>(token, c + (w.lane >> 4)));
+    for (int i = 0; i < 4; i++) {
+        x[i] = __byte_perm(x[i], 0, 0x3120); /* two tokens of a dim, of the next */
+    }
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            b[i] = __byte_perm(b[i], 0, 0x3120); /* two tokens of a dim, of the next */
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            mma_type<__half>::mma(o[2 * (c + i)], a, f8_open(b[2 * i]), f8_open(b[2 * i + 1]));
-            mma_type<__half>::mma(o[2 * (c + i) + 1], a, f8_open(b[2 * i] >> 16),
-                                  f8_open(b[2 * i + 1] >> 16));
-        }
+    for (int i = 0; i < 2; i++) {
+        a[i][0] = f8_open(x[2 * i]);
+        a[i][1] = f8_open(x[2 * i] >> 16);
+        a[i][2] = f8_open(x[2 * i + 1]);
+        a[i][3] = f8_open(x[2 * i + 1] >> 16);
     }
 }
 

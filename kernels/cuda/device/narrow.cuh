@@ -1,5 +1,9 @@
 /* Units of up to 16 packed rows: memory-bound, so a warp multiplies its own 16 tokens of each tile
- * with all rows and meets the other warps only at the end. Device code. */
+ * with all rows and meets the other warps only at the end.
+ *
+ * Products are taken the other way round: tokens, and then dims, are the 16 rows of mma, and packed
+ * rows its columns, one block of 8 or two. So eight rows or fewer, as most decode steps have, cost
+ * half of what 16 do. A row's bits do not depend on how many blocks there are. Device code. */
 #ifndef RELAY_CUDA_DEVICE_NARROW_CUH
 #define RELAY_CUDA_DEVICE_NARROW_CUH
 
@@ -8,106 +12,6 @@
 
 namespace relay
 {
-
-/* Queries as A operands: this warp's 16 rows. */
-template <class C>
-__device__ __forceinline__ void query_fragment(const worker<C> &w, uint32_t (&a)[4], int k)
-{
-    uint32_t row = w.first_row + (w.lane & 15);
-    ldmatrix(a, w.queries() + tile_offset<C>(row, 2 * k + (w.lane >> 4)));
-}
-
-template <class C> struct query_registers {
-    static constexpr int n = C::QUERIES_IN_REGISTERS ? C::D / 16 : 1;
-    uint32_t a[n][4];
-    float2 back; /* F8: what scores of this thread's two rows are multiplied by */
-};
-
-template <class C>
-__device__ __forceinline__ void queries_begin(worker<C> &w, const relay_cuda_unit &u, uint32_t head,
-                                              query_registers<C> &q)
-{
-    if (!C::QUERIES_IN_REGISTERS) {
-        w.load_queries(w.query_place(u, head));
-        cp_async_commit();
-        cp_async_wait<0>();
-        __syncwarp();
-    }
-    if constexpr (C::F8) {
-        q.back = queries_open(w, head);
-    }
-    if (C::QUERIES_IN_REGISTERS) {
-#pragma unroll
-        for (int k = 0; k < query_registers<C>::n; k++) {
-            query_fragment(w, q.a[k], k);
-        }
-    }
-}
-
-/* Dims 16 k .. of the queries. */
-template <class C>
-__device__ __forceinline__ void query_take(const worker<C> &w, const query_registers<C> &q,
-                                           uint32_t (&a)[4], int k)
-{
-    if (C::QUERIES_IN_REGISTERS) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            a[i] = q.a[C::QUERIES_IN_REGISTERS ? k : 0][i];
-        }
-    } else {
-        query_fragment(w, a, k);
-    }
-}
-
-/* S[16 rows][n * 8 tokens] of the tile's rows from `row` on, by mma.sync. */
-template <class C, int n>
-__device__ __forceinline__ void scores_multiply(const worker<C> &w, const query_registers<C> &q,
-                                                uint32_t keys, uint32_t row, float (&s)[n][4])
-{
-    const uint32_t token = row + (w.lane & 7) + (w.lane >> 4) * 8;
-    /* Few columns make few chains of products; two sums each keep the pipeline fuller. */
-    constexpr int chains = n <= 2 ? 2 : 1;
-    float sums[chains][n][4];
-#pragma unroll
-    for (int i = 0; i < chains * n * 4; i++) {
-        sums[i / (n * 4)][i / 4 % n][i % 4] = 0.0f;
-    }
-#pragma unroll
-    for (int k = 0; k < C::D / 16; k++) {
-        uint32_t a[4];
-        query_take(w, q, a, k);
-#pragma unroll
-        for (int j = 0; j < n; j += 2) {
-            uint32_t b[4];
-            ldmatrix(b, keys + tile_offset<C>(token + 8 * j, 2 * k + ((w.lane >> 3) & 1)));
-            mma_type<typename C::T>::mma(sums[k % chains][j], a, b[0], b[1]);
-            mma_type<typename C::T>::mma(sums[k % chains][j + 1], a, b[2], b[3]);
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < n; j++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            s[j][e] = chains == 2 ? sums[0][j][e] + sums[chains - 1][j][e] : sums[0][j][e];
-        }
-    }
-}
-
-/* O += P V for 16 tokens of the tile from `row` on. */
-template <class C>
-__device__ __forceinline__ void values_multiply(const worker<C> &w, const uint32_t (&a)[4],
-                                                uint32_t values, uint32_t row,
-                                                float (&o)[C::D / 8][4])
-{
-    const uint32_t token = row + (w.lane & 15);
-#pragma unroll
-    for (int j = 0; j < C::D / 8; j += 2) {
-        uint32_t b[4];
-        ldmatrix_trans(b, values + tile_offset<C>(token, j + (w.lane >> 4)));
-        mma_type<typename C::T>::mma(o[j], a, b[0], b[1]);
-        mma_type<typename C::T>::mma(o[j + 1], a, b[2], b[3]);
-    }
-}
 
 template <class C> __device__ __forceinline__ bool is_special(const relay_cuda_params &p)
 {
@@ -120,170 +24,313 @@ template <class C> __device__ __forceinline__ float scale_of(const relay_cuda_pa
     return is_special<C>(p) ? 1.0f : p.scale_log2;
 }
 
-/* Masks and transforms the scores of n * 8 tokens from `token` on, where needed. */
-template <class C, int n>
-__device__ __forceinline__ void scores_finish(const worker<C> &w, const relay_cuda_unit &u,
-                                              uint32_t token, float (&s)[n][4])
-{
-    if (is_special<C>(w.p)) {
-        scores_transform(s, w.p, w.slopes(), token);
-    }
-    if ((u.flags & RELAY_CUDA_MASKED) != 0) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            row_interval see = w.mine.intervals[w.warp][(w.lane >> 2) + 8 * r];
-            scores_mask(s, r, see.lo, see.hi, token);
-        }
-    } else if (token < u.token_begin || token + 8 * n > u.token_end) {
-        scores_mask(s, 0, u.token_begin, u.token_end, token);
-        scores_mask(s, 1, u.token_begin, u.token_end, token);
-    }
-}
-
-/* With F8: undoes what queries_begin() did to the queries, and scales the keys. */
-template <class C, int n>
-__device__ __forceinline__ void scores_scale(const query_registers<C> &q, float (&s)[n][4])
-{
-    if (C::F8) {
-#pragma unroll
-        for (int j = 0; j < n; j++) {
-            s[j][0] *= q.back.x;
-            s[j][1] *= q.back.x;
-            s[j][2] *= q.back.y;
-            s[j][3] *= q.back.y;
-        }
-    }
-}
-
-/* Leaves this warp's result where finish_rows() finds it. */
+/* Keys of 16 tokens of the tile's rows from `row` on as A operands: dims 16 k .., and the next 16.
+ */
 template <class C>
-__device__ __forceinline__ void narrow_leave(const worker<C> &w, uint32_t head, uint32_t count,
-                                             uint32_t stage, const float (&o)[C::D / 8][4],
-                                             const row_state &st)
+__device__ __forceinline__ void keys_take(const worker<C> &w, uint32_t (&a)[2][4], uint32_t keys,
+                                          uint32_t row, int k)
 {
-    const uint32_t g = w.lane >> 2;
-    unsigned char *to = w.memory + stage * C::STAGE_BYTES;
-    const float scale = value_scale(w, head);
-    __syncwarp(); /* the results lie where the values of the last tile did */
+    const uint32_t token = row + (w.lane & 15);
+    if constexpr (C::F8) {
+        keys_open<C>(a, keys + stored_offset<C>(token, k + (w.lane >> 4)));
+    } else {
+        ldmatrix(a[0], keys + tile_offset<C>(token, 2 * k + (w.lane >> 4)));
+        ldmatrix(a[1], keys + tile_offset<C>(token, 2 * k + 2 + (w.lane >> 4)));
+    }
+}
+
+/* Values of 16 tokens as A operands: dims 16 c .. as its rows, and the next 16. With F8 rows g and
+ * g + 8 are dims 2 g and 2 g + 1, otherwise g and g + 8. */
+template <class C>
+__device__ __forceinline__ void values_take(const worker<C> &w, uint32_t (&a)[2][4],
+                                            uint32_t values, uint32_t row, int c)
+{
+    if constexpr (C::F8) {
+        values_open<C>(a, values + stored_offset<C>(row + (w.lane & 15), c + (w.lane >> 4)));
+    } else {
+        const uint32_t token = row + (w.lane & 7) + (w.lane >> 4) * 8;
+        const uint32_t chunk = 2 * c + ((w.lane >> 3) & 1);
+        ldmatrix_trans(a[0], values + tile_offset<C>(token, chunk));
+        ldmatrix_trans(a[1], values + tile_offset<C>(token, chunk + 2));
+    }
+}
+
+/* One unit; B: blocks of eight packed rows. A thread has columns 2 t and 2 t + 1 of each block (t =
+ * lane % 4), of scores tokens g and g + 8 (g = lane / 4). */
+template <class C, int B> struct narrow_unit {
+    using T = typename C::T;
+    static constexpr int QUERIES = C::QUERIES_IN_REGISTERS ? C::D / 16 : 2;
+
+    worker<C> &w;
+    const relay_cuda_unit &u;
+    uint32_t head;
+    uint32_t q[QUERIES][B][2]; /* queries as B operands, 16 dims each */
+    float back[B][2];          /* F8: what scores are multiplied by */
+    float o[C::D / 16][B][4];
+    column_state<B> st;
+
+    __device__ __forceinline__ narrow_unit(worker<C> &w_, const relay_cuda_unit &u_, uint32_t head_)
+        : w(w_), u(u_), head(head_)
+    {
+    }
+
+    /* Dims 16 k .. and the next 16 of the queries. */
+    __device__ __forceinline__ void query_load(int to, int k)
+    {
+        uint32_t r[4];
+        if constexpr (B == 1) {
+            const uint32_t row = w.first_row + (w.lane & 7);
+            ldmatrix(r, w.queries() + tile_offset<C>(row, 2 * k + (w.lane >> 3)));
 #pragma unroll
-    for (uint32_t r = 0; r < 2; r++) {
-        if (8 * r >= count) {
-            break;
-        }
-        float sum = quad_sum(st.sum[r]);
-        if (g + 8 * r >= count) {
-            continue;
-        }
-        if (C::F8) {
-#pragma unroll
-            for (uint32_t c = 0; c < C::D / 16; c++) {
-                const float *even = o[2 * c] + 2 * r;
-                const float *odd = o[2 * c + 1] + 2 * r;
-                *(float4 *)(to + result_offset<C>(w.first_row, g + 8 * r, 4 * c + (w.lane & 3))) =
-                    make_float4(even[0] * scale, odd[0] * scale, even[1] * scale, odd[1] * scale);
+            for (int i = 0; i < 2; i++) {
+                q[to + i][0][0] = r[2 * i];
+                q[to + i][0][1] = r[2 * i + 1];
             }
         } else {
+            const uint32_t row = w.first_row + (w.lane & 7) + (w.lane >> 4) * 8;
 #pragma unroll
-            for (uint32_t j = 0; j < C::D / 8; j++) {
-                uint32_t column = 8 * j + 2 * (w.lane & 3);
-                *(float2 *)(to + result_offset<C>(w.first_row, g + 8 * r, column >> 2) +
-                            (column & 2) * 4) = make_float2(o[j][2 * r], o[j][2 * r + 1]);
+            for (int i = 0; i < 2; i++) {
+                const uint32_t chunk = 2 * (k + i) + ((w.lane >> 3) & 1);
+                ldmatrix(r, w.queries() + tile_offset<C>(row, chunk));
+#pragma unroll
+                for (int b = 0; b < B; b++) {
+                    q[to + i][b][0] = r[2 * b];
+                    q[to + i][b][1] = r[2 * b + 1];
+                }
             }
         }
-        if ((w.lane & 3) == 0) {
-            w.mine.state[w.warp][g + 8 * r] = make_float2(st.max[r], sum);
+    }
+
+    __device__ __forceinline__ void begin()
+    {
+        if (!C::QUERIES_IN_REGISTERS) {
+            w.load_queries(w.query_place(u, head));
+            cp_async_commit();
+            cp_async_wait<0>();
+            __syncwarp();
+        }
+        if constexpr (C::F8) {
+            const float mine = queries_open(w, head);
+#pragma unroll
+            for (int b = 0; b < B; b++) {
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const int row = 8 * b + 2 * (w.lane & 3) + e;
+                    back[b][e] = __shfl_sync(0xffffffffu, mine, 2 * row);
+                }
+            }
+        }
+        if (C::QUERIES_IN_REGISTERS) {
+#pragma unroll
+            for (int k = 0; k < QUERIES; k += 2) {
+                query_load(k, k);
+            }
         }
     }
-}
 
-/* One tile of a unit; `plain`: every row sees all of it. */
-template <class C>
-__device__ __forceinline__ void narrow_tile(worker<C> &w, const relay_cuda_unit &u, uint32_t head,
-                                            uint32_t token, bool plain, float scale,
-                                            const query_registers<C> &q, float (&o)[C::D / 8][4],
-                                            row_state &st)
-{
-    float s[2][4];
-    float alpha[2];
-    uint32_t a[4];
-    if constexpr (C::F8) {
+    __device__ __forceinline__ void scores_multiply(float (&s)[B][4], uint32_t keys)
+    {
+        float sums[2][B][4] = {}; /* two chains of products keep the pipeline fuller */
+#pragma unroll
+        for (int k = 0; k < C::D / 16; k += 2) {
+            const int at = C::QUERIES_IN_REGISTERS ? k : 0;
+            uint32_t a[2][4];
+            if (!C::QUERIES_IN_REGISTERS) {
+                query_load(0, k);
+            }
+            keys_take(w, a, keys, w.first_row, k);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int b = 0; b < B; b++) {
+                    mma_type<T>::mma(sums[i][b], a[i], q[at + i][b][0], q[at + i][b][1]);
+                }
+            }
+        }
+#pragma unroll
+        for (int b = 0; b < B; b++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                s[b][e] = sums[0][b][e] + sums[1][b][e];
+                s[b][e] *= C::F8 ? back[b][e % 2] : 1.0f;
+            }
+        }
+    }
+
+    /* Masks and transforms scores of tokens `token` .., where needed. */
+    __device__ __forceinline__ void scores_finish(float (&s)[B][4], uint32_t token) const
+    {
+        const bool masked = (u.flags & RELAY_CUDA_MASKED) != 0;
+        const uint32_t first = token + (w.lane >> 2);
+#pragma unroll
+        for (int b = 0; b < B; b++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const uint32_t row = 8 * b + 2 * (w.lane & 3) + e;
+                row_interval see = {u.token_begin, u.token_end};
+                if (is_special<C>(w.p)) {
+                    const row_slope slope = w.slopes()[row];
+                    s[b][e] = score_transform(s[b][e], w.p, slope, first);
+                    s[b][e + 2] = score_transform(s[b][e + 2], w.p, slope, first + 8);
+                }
+                if (masked) {
+                    see = w.mine.intervals[w.warp][row];
+                }
+                s[b][e] = first - see.lo < see.hi - see.lo ? s[b][e] : -INFINITY;
+                s[b][e + 2] = first + 8 - see.lo < see.hi - see.lo ? s[b][e + 2] : -INFINITY;
+            }
+        }
+    }
+
+    /* O += V P. */
+    __device__ __forceinline__ void values_multiply(const float (&s)[B][4], uint32_t values)
+    {
+        uint32_t weights[B][2];
+#pragma unroll
+        for (int b = 0; b < B; b++) {
+            weights[b][0] = movmatrix(mma_type<T>::pack(s[b][0], s[b][1]));
+            weights[b][1] = movmatrix(mma_type<T>::pack(s[b][2], s[b][3]));
+        }
+#pragma unroll
+        for (int c = 0; c < C::D / 16; c += 2) {
+            uint32_t a[2][4];
+            values_take(w, a, values, w.first_row, c);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int b = 0; b < B; b++) {
+                    mma_type<T>::mma(o[c + i][b], a[i], weights[b][0], weights[b][1]);
+                }
+            }
+        }
+    }
+
+    /* `plain`: every row sees all of the tile. */
+    __device__ __forceinline__ void tile(uint32_t token, bool plain, float scale)
+    {
+        float s[B][4];
+        float alpha[B][2];
+        if (C::F8 && __builtin_expect(!plain, 0)) {
+            w.tile_append(u, head, token, w.use_stage);
+        }
+        scores_multiply(s, w.key_tile(w.use_stage));
         if (__builtin_expect(!plain, 0)) {
-            w.tile_append(u, head, token, w.use_stage);
+            scores_finish(s, token);
+            if (!C::F8) {
+                w.tile_append(u, head, token, w.use_stage);
+            }
         }
-        const auto query = [&](uint32_t(&to)[4], int k) { query_take(w, q, to, k); };
-        scores_multiply_f8(w, query, w.key_tile(w.use_stage), w.first_row, s);
-        scores_scale(q, s);
-    } else {
-        scores_multiply(w, q, w.key_tile(w.use_stage), w.first_row, s);
-    }
-    if (__builtin_expect(!plain, 0)) {
-        scores_finish(w, u, token, s);
-        if constexpr (!C::F8) {
-            w.tile_append(u, head, token, w.use_stage);
+        if (__builtin_expect(softmax_columns(s, scale, st, alpha), 0)) {
+#pragma unroll
+            for (int c = 0; c < C::D / 16; c++) {
+#pragma unroll
+                for (int b = 0; b < B; b++) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        o[c][b][e] *= alpha[b][e % 2];
+                    }
+                }
+            }
         }
+        values_multiply(s, w.value_tile(w.use_stage));
     }
-    if (__builtin_expect(softmax(s, scale, st, alpha), 0)) {
-        rescale(o, alpha);
-    }
-    weights_pack<typename C::T>(a, s, 0);
-    if constexpr (C::F8) {
-        values_multiply_f8(w, a, w.value_tile(w.use_stage), w.first_row, o);
-    } else {
-        values_multiply(w, a, w.value_tile(w.use_stage), w.first_row, o);
-    }
-}
 
-/* Returns the stage that holds the warps' results (F8: the number after the last). */
+    /* Leaves this warp's result where finish_rows() finds it. */
+    __device__ __forceinline__ void leave(uint32_t stage)
+    {
+        const uint32_t g = w.lane >> 2;
+        const float scale = value_scale(w, head);
+        unsigned char *to = w.memory + stage * C::STAGE_BYTES;
+        __syncwarp(); /* the results may lie where the values of the last tile did */
+#pragma unroll
+        for (int b = 0; b < B; b++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const uint32_t row = 8 * b + 2 * (w.lane & 3) + e;
+                const float sum = column_sum(st.sum[b][e]);
+                if (row >= u.packed_count) {
+                    continue;
+                }
+#pragma unroll
+                for (int c = 0; c < C::D / 16; c++) {
+                    const float lo = o[c][b][e];
+                    const float hi = o[c][b][e + 2];
+                    const uint32_t column = 16 * c + (C::F8 ? 2 * g : g);
+                    unsigned char *at =
+                        to + result_offset<C>(w.first_row, row, column >> 2) + (column & 3) * 4;
+                    if (C::F8) {
+                        *(float2 *)at = make_float2(lo * scale, hi * scale);
+                    } else {
+                        *(float *)at = lo;
+                        *(float *)(to + result_offset<C>(w.first_row, row, (column + 8) >> 2) +
+                                   (column & 3) * 4) = hi;
+                    }
+                }
+                if (g == 0) {
+                    w.mine.state[w.warp][row] = make_float2(st.max[b][e], sum);
+                }
+            }
+        }
+    }
+
+    /* Returns the stage that holds the warps' results (F8: the number after the last). */
+    __device__ __forceinline__ uint32_t run()
+    {
+        const uint32_t tiles = w.num_tiles(u);
+        const float scale = scale_of<C>(w.p);
+        uint2 whole = w.whole_tiles(u);
+        if ((u.flags & RELAY_CUDA_MASKED) != 0 || is_special<C>(w.p)) {
+            whole = make_uint2(0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < C::D / 16 * B * 4; i++) {
+            o[i / (B * 4)][i / 4 % B][i % 4] = 0.0f;
+        }
+        column_reset(st);
+        w.rows_begin(u, head);
+        w.load_wait(w.ahead - 1);
+        __syncwarp();
+        begin();
+#pragma unroll 1
+        for (uint32_t i = 0; i < tiles; i++) {
+            const bool plain = i - whole.x < whole.y - whole.x;
+            uint32_t token = 0;
+            bool any = true;
+            if (__builtin_expect(!plain, 0)) {
+                token = w.warp_token(u, i);
+                any = token < u.token_end && token + 16 > u.token_begin;
+            }
+            w.load_wait(w.ahead - 1);
+            __syncwarp();
+            w.load_more(C::STAGES);
+            if (any) {
+                tile(token, plain, scale);
+            }
+            w.stage_used();
+            if (__builtin_expect(w.asked, 0)) {
+                w.look_ahead_resolve();
+            }
+        }
+        const uint32_t stage = C::F8              ? C::STAGES
+                               : w.use_stage == 0 ? C::STAGES - 1
+                                                  : w.use_stage - 1;
+        leave(stage);
+        if (w.head_warps() == 1) {
+            __syncwarp();
+        } else {
+            w.group_barrier();
+        }
+        return stage;
+    }
+};
+
 template <class C>
 __device__ __forceinline__ uint32_t narrow(worker<C> &w, const relay_cuda_unit &u, uint32_t head)
 {
-    query_registers<C> q;
-    float o[C::D / 8][4];
-    row_state st;
-    const uint32_t tiles = w.num_tiles(u);
-    const float scale = scale_of<C>(w.p);
-    uint2 whole = w.whole_tiles(u);
-    if ((u.flags & RELAY_CUDA_MASKED) != 0 || is_special<C>(w.p)) {
-        whole = make_uint2(0, 0);
+    if (u.packed_count <= 8) {
+        return narrow_unit<C, 1>(w, u, head).run();
     }
-#pragma unroll
-    for (int j = 0; j < C::D / 8; j++) {
-        o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-    }
-    state_reset(st);
-    w.rows_begin(u, head);
-    w.load_wait(w.ahead - 1);
-    __syncwarp();
-    queries_begin(w, u, head, q);
-#pragma unroll 1
-    for (uint32_t tile = 0; tile < tiles; tile++) {
-        const bool plain = tile - whole.x < whole.y - whole.x;
-        uint32_t token = 0;
-        bool any = true;
-        if (__builtin_expect(!plain, 0)) {
-            token = w.warp_token(u, tile);
-            any = token < u.token_end && token + 16 > u.token_begin;
-        }
-        w.load_wait(w.ahead - 1);
-        __syncwarp();
-        w.load_more(C::STAGES);
-        if (any) {
-            narrow_tile(w, u, head, token, plain, scale, q, o, st);
-        }
-        w.stage_used();
-        if (__builtin_expect(w.asked, 0)) {
-            w.look_ahead_resolve();
-        }
-    }
-    /* F8: the place behind the stages. */
-    const uint32_t stage = C::F8 ? C::STAGES : w.use_stage == 0 ? C::STAGES - 1 : w.use_stage - 1;
-    narrow_leave(w, head, u.packed_count, stage, o, st);
-    if (w.head_warps() == 1) {
-        __syncwarp();
-    } else {
-        w.group_barrier();
-    }
-    return stage;
+    return narrow_unit<C, 2>(w, u, head).run();
 }
 
 } // namespace relay

@@ -196,6 +196,14 @@ __device__ __forceinline__ void ldmatrix_trans(uint32_t (&r)[4], uint32_t addres
                  : "memory");
 }
 
+/* An 8x8 matrix of 16-bit elements, two neighbours of a row in each register, transposed. */
+__device__ __forceinline__ uint32_t movmatrix(uint32_t x)
+{
+    uint32_t r;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(r) : "r"(x));
+    return r;
+}
+
 } // namespace relay
 
 #endif

@@ -38,25 +38,30 @@ __device__ __forceinline__ float quad_sum(float x)
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-/* Softcap and ALiBi, to base 2; column 0 is token `token` of the segment, rows[g] and rows[g + 8]
+/* Softcap and ALiBi of a row's score of token `token` of the segment, to base 2. */
+__device__ __forceinline__ float score_transform(float s, const relay_cuda_params &p,
+                                                 const row_slope &row, uint32_t token)
+{
+    const float x = p.softcap > 0.0f ? p.softcap * tanhf(s * (p.scale / p.softcap)) : s * p.scale;
+    return fmaf(row.slope, (float)((int)token - row.position), x * RELAY_CUDA_LOG2E);
+}
+
+/* The same for n * 8 tokens; column 0 is token `token` of the segment, rows[g] and rows[g + 8]
  * are this thread's. */
 template <int n>
 __device__ __forceinline__ void scores_transform(float (&s)[n][4], const relay_cuda_params &p,
                                                  const row_slope *rows, uint32_t token)
 {
     const uint32_t lane = threadIdx.x % 32;
-    const float inverse = p.softcap > 0.0f ? p.scale / p.softcap : 0.0f;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const row_slope row = rows[(lane >> 2) + 8 * r];
-        const int away = (int)(token + 2 * (lane & 3)) - row.position;
 #pragma unroll
         for (int j = 0; j < n; j++) {
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                float x = s[j][2 * r + e];
-                x = p.softcap > 0.0f ? p.softcap * tanhf(x * inverse) : x * p.scale;
-                s[j][2 * r + e] = fmaf(row.slope, (float)(away + 8 * j + e), x * RELAY_CUDA_LOG2E);
+                s[j][2 * r + e] =
+                    score_transform(s[j][2 * r + e], p, row, token + 2 * (lane & 3) + 8 * j + e);
             }
         }
     }
@@ -81,7 +86,7 @@ __device__ __forceinline__ void scores_mask(float (&s)[n][4], int r, uint32_t lo
     }
 }
 
-/* The largest score of row r over the row's four threads. */
+/* The largest score of row r that this thread has. */
 template <int n> __device__ __forceinline__ float row_most(const float (&s)[n][4], int r)
 {
     constexpr int chains = n < 4 ? n : 4; /* side by side, to be short */
@@ -95,7 +100,7 @@ template <int n> __device__ __forceinline__ float row_most(const float (&s)[n][4
     for (int i = 1; i < chains; i++) {
         most[0] = fmaxf(most[0], most[i]);
     }
-    return quad_max(most[0]);
+    return most[0];
 }
 
 /* Scores, to be multiplied by c, to weights in place. True for the whole warp when some row's sums
@@ -104,13 +109,15 @@ template <int n>
 __device__ __forceinline__ bool softmax(float (&s)[n][4], float c, row_state &st, float (&alpha)[2])
 {
     constexpr int chains = n < 4 ? n : 4;
-    const float most[2] = {row_most(s, 0) * c, row_most(s, 1) * c};
+    /* Some thread's is past the reference only if the row's is: most tiles need to know no more. */
+    float most[2] = {row_most(s, 0) * c, row_most(s, 1) * c};
     alpha[0] = alpha[1] = 1.0f;
     const bool grown = __any_sync(0xffffffffu, most[0] > st.max[0] + RELAY_CUDA_RESCALE ||
                                                    most[1] > st.max[1] + RELAY_CUDA_RESCALE);
     if (__builtin_expect(grown, 0)) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
+            most[r] = quad_max(most[r]);
             if (most[r] > st.max[r] + RELAY_CUDA_RESCALE) {
                 alpha[r] = exp2_fast(st.max[r] - most[r]);
                 st.max[r] = most[r];
@@ -147,6 +154,84 @@ template <int n> __device__ __forceinline__ void rescale(float (&o)[n][4], const
         o[j][2] *= alpha[1];
         o[j][3] *= alpha[1];
     }
+}
+
+/* ---- the other way round: a thread has two columns of each block of eight packed rows ---- */
+
+template <int B> struct column_state {
+    float max[B][2];
+    float sum[B][2]; /* of this thread's tokens until the end */
+};
+
+template <int B> __device__ __forceinline__ void column_reset(column_state<B> &st)
+{
+#pragma unroll
+    for (int b = 0; b < B; b++) {
+        st.max[b][0] = st.max[b][1] = -INFINITY;
+        st.sum[b][0] = st.sum[b][1] = 0.0f;
+    }
+}
+
+__device__ __forceinline__ float column_max(float x)
+{
+#pragma unroll
+    for (int i = 4; i < 32; i *= 2) {
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, i));
+    }
+    return x;
+}
+
+__device__ __forceinline__ float column_sum(float x)
+{
+#pragma unroll
+    for (int i = 4; i < 32; i *= 2) {
+        x += __shfl_xor_sync(0xffffffffu, x, i);
+    }
+    return x;
+}
+
+/* softmax() of 16 tokens. */
+template <int B>
+__device__ __forceinline__ bool softmax_columns(float (&s)[B][4], float c, column_state<B> &st,
+                                                float (&alpha)[B][2])
+{
+    float most[B][2];
+    bool past = false;
+#pragma unroll
+    for (int b = 0; b < B; b++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            most[b][e] = fmaxf(s[b][e], s[b][e + 2]) * c;
+            past = past || most[b][e] > st.max[b][e] + RELAY_CUDA_RESCALE;
+            alpha[b][e] = 1.0f;
+        }
+    }
+    const bool grown = __any_sync(0xffffffffu, past);
+    if (__builtin_expect(grown, 0)) {
+#pragma unroll
+        for (int b = 0; b < B; b++) {
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const float x = column_max(most[b][e]);
+                if (x > st.max[b][e] + RELAY_CUDA_RESCALE) {
+                    alpha[b][e] = exp2_fast(st.max[b][e] - x);
+                    st.max[b][e] = x;
+                    st.sum[b][e] *= alpha[b][e];
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int b = 0; b < B; b++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const float base = st.max[b][e] == -INFINITY ? 0.0f : -st.max[b][e];
+            s[b][e] = exp2_fast(fmaf(s[b][e], c, base));
+            s[b][e + 2] = exp2_fast(fmaf(s[b][e + 2], c, base));
+            st.sum[b][e] += s[b][e] + s[b][e + 2];
+        }
+    }
+    return grown;
 }
 
 /* Weights of 16 tokens (columns 16 t ..) as the A operand of a product with their values. */

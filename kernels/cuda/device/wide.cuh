@@ -10,6 +10,143 @@
 namespace relay
 {
 
+/* Queries as A operands: this warp's 16 rows. */
+template <class C>
+__device__ __forceinline__ void query_fragment(const worker<C> &w, uint32_t (&a)[4], int k)
+{
+    uint32_t row = w.first_row + (w.lane & 15);
+    ldmatrix(a, w.queries() + tile_offset<C>(row, 2 * k + (w.lane >> 4)));
+}
+
+template <class C> struct query_registers {
+    static constexpr int n = C::QUERIES_IN_REGISTERS ? C::D / 16 : 1;
+    uint32_t a[n][4];
+    float2 back; /* F8: what scores of this thread's two rows are multiplied by */
+};
+
+template <class C>
+__device__ __forceinline__ void queries_begin(worker<C> &w, const relay_cuda_unit &u, uint32_t head,
+                                              query_registers<C> &q)
+{
+    if (!C::QUERIES_IN_REGISTERS) {
+        w.load_queries(w.query_place(u, head));
+        cp_async_commit();
+        cp_async_wait<0>();
+        __syncwarp();
+    }
+    if constexpr (C::F8) {
+        const float mine = queries_open(w, head);
+        q.back = make_float2(__shfl_sync(0xffffffffu, mine, (w.lane >> 2) * 2),
+                             __shfl_sync(0xffffffffu, mine, (w.lane >> 2) * 2 + 16));
+    }
+    if (C::QUERIES_IN_REGISTERS) {
+#pragma unroll
+        for (int k = 0; k < query_registers<C>::n; k++) {
+            query_fragment(w, q.a[k], k);
+        }
+    }
+}
+
+/* Dims 16 k .. of the queries. */
+template <class C>
+__device__ __forceinline__ void query_take(const worker<C> &w, const query_registers<C> &q,
+                                           uint32_t (&a)[4], int k)
+{
+    if (C::QUERIES_IN_REGISTERS) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            a[i] = q.a[C::QUERIES_IN_REGISTERS ? k : 0][i];
+        }
+    } else {
+        query_fragment(w, a, k);
+    }
+}
+
+/* S[16 rows][n * 8 tokens] of the tile's rows from `row` on, by mma.sync. */
+template <class C, int n>
+__device__ __forceinline__ void scores_multiply(const worker<C> &w, const query_registers<C> &q,
+                                                uint32_t keys, uint32_t row, float (&s)[n][4])
+{
+    const uint32_t token = row + (w.lane & 7) + (w.lane >> 4) * 8;
+    /* Few columns make few chains of products; two sums each keep the pipeline fuller. */
+    constexpr int chains = n <= 2 ? 2 : 1;
+    float sums[chains][n][4];
+#pragma unroll
+    for (int i = 0; i < chains * n * 4; i++) {
+        sums[i / (n * 4)][i / 4 % n][i % 4] = 0.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < C::D / 16; k++) {
+        uint32_t a[4];
+        query_take(w, q, a, k);
+#pragma unroll
+        for (int j = 0; j < n; j += 2) {
+            uint32_t b[4];
+            ldmatrix(b, keys + tile_offset<C>(token + 8 * j, 2 * k + ((w.lane >> 3) & 1)));
+            mma_type<typename C::T>::mma(sums[k % chains][j], a, b[0], b[1]);
+            mma_type<typename C::T>::mma(sums[k % chains][j + 1], a, b[2], b[3]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            s[j][e] = chains == 2 ? sums[0][j][e] + sums[chains - 1][j][e] : sums[0][j][e];
+        }
+    }
+}
+
+/* O += P V for 16 tokens of the tile from `row` on. */
+template <class C>
+__device__ __forceinline__ void values_multiply(const worker<C> &w, const uint32_t (&a)[4],
+                                                uint32_t values, uint32_t row,
+                                                float (&o)[C::D / 8][4])
+{
+    const uint32_t token = row + (w.lane & 15);
+#pragma unroll
+    for (int j = 0; j < C::D / 8; j += 2) {
+        uint32_t b[4];
+        ldmatrix_trans(b, values + tile_offset<C>(token, j + (w.lane >> 4)));
+        mma_type<typename C::T>::mma(o[j], a, b[0], b[1]);
+        mma_type<typename C::T>::mma(o[j + 1], a, b[2], b[3]);
+    }
+}
+
+/* Masks and transforms the scores of n * 8 tokens from `token` on, where needed. */
+template <class C, int n>
+__device__ __forceinline__ void scores_finish(const worker<C> &w, const relay_cuda_unit &u,
+                                              uint32_t token, float (&s)[n][4])
+{
+    if (is_special<C>(w.p)) {
+        scores_transform(s, w.p, w.slopes(), token);
+    }
+    if ((u.flags & RELAY_CUDA_MASKED) != 0) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            row_interval see = w.mine.intervals[w.warp][(w.lane >> 2) + 8 * r];
+            scores_mask(s, r, see.lo, see.hi, token);
+        }
+    } else if (token < u.token_begin || token + 8 * n > u.token_end) {
+        scores_mask(s, 0, u.token_begin, u.token_end, token);
+        scores_mask(s, 1, u.token_begin, u.token_end, token);
+    }
+}
+
+/* With F8: undoes what queries_begin() did to the queries, and scales the keys. */
+template <class C, int n>
+__device__ __forceinline__ void scores_scale(const query_registers<C> &q, float (&s)[n][4])
+{
+    if (C::F8) {
+#pragma unroll
+        for (int j = 0; j < n; j++) {
+            s[j][0] *= q.back.x;
+            s[j][1] *= q.back.x;
+            s[j][2] *= q.back.y;
+            s[j][3] *= q.back.y;
+        }
+    }
+}
+
 template <class C> struct wide_mma {
     static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
                                                uint32_t head)
