@@ -19,7 +19,7 @@ extern "C" {
 #define RELAY_CUDA_ROWS_WIDE    64u
 #define RELAY_CUDA_ROWS_PAIR    128u
 #define RELAY_CUDA_UNIT_WORDS   32u
-#define RELAY_CUDA_UNIT_PAGES   12u
+#define RELAY_CUDA_UNIT_PAGES   9u
 #define RELAY_CUDA_IOS_INLINE   12u
 #define RELAY_CUDA_LOG2E        1.44269504088896340736f
 #define RELAY_CUDA_LSE_PENDING  0xffffffffu /* a NaN no kernel writes as an LSE */
@@ -40,6 +40,7 @@ enum relay_cuda_unit_flags {
     RELAY_CUDA_SHARED = 1u << 4,  /* K/V that others read too */
     RELAY_CUDA_ONE_ROW = 1u << 5, /* all packed rows belong to one plan row */
 };
+#define RELAY_CUDA_TILE_SHIFT 8u /* of flags: from here on, tokens of a tile are 1 << this */
 
 /* Partial results to merge, in this order: packed row m of the unit has them at slots
  * slot + i * stride + m, 0 <= i < count. */
@@ -67,6 +68,11 @@ struct relay_cuda_unit {
     uint32_t append_row; /* the first of them in this row of the io */
     uint32_t io;         /* of the first plan row */
     uint32_t row;
+    /* Tiles begin at the step that holds token_begin. Of tiles [whole_begin, whole_end) all tokens
+     * belong to the unit and none comes with the call. */
+    uint32_t tiles;
+    uint32_t whole_begin;
+    uint32_t whole_end;
     struct relay_cuda_source source;
     uint32_t pages[RELAY_CUDA_UNIT_PAGES]; /* ids, from the page of the first step's token 0 */
 };

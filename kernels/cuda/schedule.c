@@ -296,6 +296,7 @@ static enum relay_code build(struct schedule_builder *b, struct relay_error *err
     }
     if (code == RELAY_OK) {
         b->pub.narrow_heads = schedule_narrow_heads(b);
+        schedule_units_cut(b);
     }
     return code;
 }

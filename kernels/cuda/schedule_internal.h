@@ -78,6 +78,9 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
 /* KV heads side by side in NARROW units; after the units are made. */
 uint32_t schedule_narrow_heads(const struct schedule_builder *b);
 
+/* Cuts all units into tiles, which takes narrow_heads. */
+void schedule_units_cut(struct schedule_builder *b);
+
 /* schedule_units.c: fills sources and units from tiles and groups. */
 enum relay_code schedule_units_make(struct schedule_builder *b, struct relay_error *err);
 

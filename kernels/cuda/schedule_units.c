@@ -160,6 +160,23 @@ static void set_pages(const struct schedule_builder *b, struct relay_cuda_unit *
     }
 }
 
+/* How the unit's tokens fall into tiles; after narrow_heads is known. */
+static void set_tiles(const struct schedule_builder *b, struct relay_cuda_unit *unit)
+{
+    uint32_t kind = unit->flags & RELAY_CUDA_KIND_MASK;
+    uint32_t shift = kind == RELAY_CUDA_PAIR     ? 7
+                     : kind == RELAY_CUDA_NARROW ? 6 - b->pub.narrow_heads / 2
+                                                 : 6;
+    uint32_t tokens = 1u << shift;
+    uint32_t first = unit->token_begin / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS;
+    uint32_t end =
+        unit->append_count != 0 ? min_u32(unit->token_end, unit->append_token) : unit->token_end;
+    unit->flags |= shift << RELAY_CUDA_TILE_SHIFT;
+    unit->tiles = (unit->token_end - first + tokens - 1) / tokens;
+    unit->whole_begin = (unit->token_begin - first + tokens - 1) / tokens;
+    unit->whole_end = max_u32(end > first ? (end - first) / tokens : 0, unit->whole_begin);
+}
+
 static enum relay_code push_split(struct schedule_builder *b, uint32_t t, uint32_t split,
                                   struct relay_error *err)
 {
@@ -320,4 +337,12 @@ enum relay_code schedule_units_make(struct schedule_builder *b, struct relay_err
         code = push_merges(b, err);
     }
     return code;
+}
+
+void schedule_units_cut(struct schedule_builder *b)
+{
+    struct relay_cuda_unit *units = b->units.data;
+    for (uint32_t i = 0; i < b->pub.num_narrow; i++) {
+        set_tiles(b, &units[i]);
+    }
 }

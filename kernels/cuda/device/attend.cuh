@@ -51,8 +51,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         while (w.ahead < (C::STAGES > 2 ? C::STAGES - 1 : 1) && w.slot(0).valid) {
             const relay_cuda_unit &u = w.slot(0).unit;
             uint32_t token = w.first_token(u) + (w.load_tile << w.tile_shift(u));
-            if (w.load_tile >= w.num_tiles(u) ||
-                (early && w.appends(u, token, 1u << w.tile_shift(u)))) {
+            if (w.load_tile >= u.tiles || (early && w.appends(u, token, 1u << w.tile_shift(u)))) {
                 break;
             }
             w.load_next(false);

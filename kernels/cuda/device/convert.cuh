@@ -80,6 +80,17 @@ template <> __device__ __forceinline__ float2 pair_to_float<__half>(uint32_t bit
     return __half22float2(*(const __half2 *)&bits);
 }
 
+/* Four neighbours of such a row divided by a scale, as F8_E4M3. */
+template <typename T> __device__ __forceinline__ uint32_t four_to_f8(uint2 bits, float scale)
+{
+    const float2 lo = pair_to_float<T>(bits.x);
+    const float2 hi = pair_to_float<T>(bits.y);
+    return (uint32_t)float_to_f8(__fdiv_rn(lo.x, scale)) |
+           (uint32_t)float_to_f8(__fdiv_rn(lo.y, scale)) << 8 |
+           (uint32_t)float_to_f8(__fdiv_rn(hi.x, scale)) << 16 |
+           (uint32_t)float_to_f8(__fdiv_rn(hi.y, scale)) << 24;
+}
+
 /* Four neighbours of a row of F32, F16 or BF16, i a multiple of 4 and the row aligned to four. */
 __device__ __forceinline__ void store_float(uint32_t dtype, void *base, size_t i, float4 f)
 {

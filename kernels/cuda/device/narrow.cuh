@@ -55,19 +55,21 @@ __device__ __forceinline__ void values_take(const worker<C> &w, uint32_t (&a)[2]
     }
 }
 
-/* One unit; B: blocks of eight packed rows. A thread has columns 2 t and 2 t + 1 of each block (t =
+/* One unit. A thread has columns 2 t and 2 t + 1 of each block (t =
  * lane % 4), of scores tokens g and g + 8 (g = lane / 4). */
-template <class C, int B> struct narrow_unit {
+template <class C> struct narrow_unit {
     using T = typename C::T;
+    static constexpr int BLOCKS = 2; /* of eight packed rows, of which a unit may need but one */
     static constexpr int QUERIES = C::QUERIES_IN_REGISTERS ? C::D / 16 : 2;
 
     worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
-    uint32_t q[QUERIES][B][2]; /* queries as B operands, 16 dims each */
-    float back[B][2];          /* F8: what scores are multiplied by */
-    float o[C::D / 16][B][4];
-    column_state<B> st;
+    uint32_t q[QUERIES][BLOCKS][2]; /* queries as B operands, 16 dims each */
+    float back[BLOCKS][2];          /* F8: what scores are multiplied by */
+    float o[C::D / 16][BLOCKS][4];
+    column_state<BLOCKS> st;
+    appended_row<C> appended; /* F8 */
 
     __device__ __forceinline__ narrow_unit(worker<C> &w_, const relay_cuda_unit &u_, uint32_t head_)
         : w(w_), u(u_), head(head_)
@@ -78,25 +80,15 @@ template <class C, int B> struct narrow_unit {
     __device__ __forceinline__ void query_load(int to, int k)
     {
         uint32_t r[4];
-        if constexpr (B == 1) {
-            const uint32_t row = w.first_row + (w.lane & 7);
-            ldmatrix(r, w.queries() + tile_offset<C>(row, 2 * k + (w.lane >> 3)));
+        const uint32_t row = w.first_row + (w.lane & 7) + (w.lane >> 4) * 8;
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                q[to + i][0][0] = r[2 * i];
-                q[to + i][0][1] = r[2 * i + 1];
-            }
-        } else {
-            const uint32_t row = w.first_row + (w.lane & 7) + (w.lane >> 4) * 8;
+        for (int i = 0; i < 2; i++) {
+            const uint32_t chunk = 2 * (k + i) + ((w.lane >> 3) & 1);
+            ldmatrix(r, w.queries() + tile_offset<C>(row, chunk));
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const uint32_t chunk = 2 * (k + i) + ((w.lane >> 3) & 1);
-                ldmatrix(r, w.queries() + tile_offset<C>(row, chunk));
-#pragma unroll
-                for (int b = 0; b < B; b++) {
-                    q[to + i][b][0] = r[2 * b];
-                    q[to + i][b][1] = r[2 * b + 1];
-                }
+            for (int b = 0; b < BLOCKS; b++) {
+                q[to + i][b][0] = r[2 * b];
+                q[to + i][b][1] = r[2 * b + 1];
             }
         }
     }
@@ -112,7 +104,7 @@ template <class C, int B> struct narrow_unit {
         if constexpr (C::F8) {
             const float mine = queries_open(w, head);
 #pragma unroll
-            for (int b = 0; b < B; b++) {
+            for (int b = 0; b < BLOCKS; b++) {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     const int row = 8 * b + 2 * (w.lane & 3) + e;
@@ -128,6 +120,7 @@ template <class C, int B> struct narrow_unit {
         }
     }
 
+    template <int B>
     __device__ __forceinline__ void scores_multiply(float (&s)[B][4], uint32_t keys)
     {
         float sums[2][B][4] = {}; /* two chains of products keep the pipeline fuller */
@@ -158,6 +151,7 @@ template <class C, int B> struct narrow_unit {
     }
 
     /* Masks and transforms scores of tokens `token` .., where needed. */
+    template <int B>
     __device__ __forceinline__ void scores_finish(float (&s)[B][4], uint32_t token) const
     {
         const bool masked = (u.flags & RELAY_CUDA_MASKED) != 0;
@@ -183,6 +177,7 @@ template <class C, int B> struct narrow_unit {
     }
 
     /* O += V P. */
+    template <int B>
     __device__ __forceinline__ void values_multiply(const float (&s)[B][4], uint32_t values)
     {
         uint32_t weights[B][2];
@@ -206,19 +201,13 @@ template <class C, int B> struct narrow_unit {
     }
 
     /* `plain`: every row sees all of the tile. */
-    __device__ __forceinline__ void tile(uint32_t token, bool plain, float scale)
+    template <int B> __device__ __forceinline__ void tile(uint32_t token, bool plain, float scale)
     {
         float s[B][4];
         float alpha[B][2];
-        if (C::F8 && __builtin_expect(!plain, 0)) {
-            w.tile_append(u, head, token, w.use_stage);
-        }
-        scores_multiply(s, w.key_tile(w.use_stage));
+        scores_multiply<B>(s, w.key_tile(w.use_stage));
         if (__builtin_expect(!plain, 0)) {
-            scores_finish(s, token);
-            if (!C::F8) {
-                w.tile_append(u, head, token, w.use_stage);
-            }
+            scores_finish<B>(s, token);
         }
         if (__builtin_expect(softmax_columns(s, scale, st, alpha), 0)) {
 #pragma unroll
@@ -232,7 +221,7 @@ template <class C, int B> struct narrow_unit {
                 }
             }
         }
-        values_multiply(s, w.value_tile(w.use_stage));
+        values_multiply<B>(s, w.value_tile(w.use_stage));
     }
 
     /* Leaves this warp's result where finish_rows() finds it. */
@@ -243,7 +232,10 @@ template <class C, int B> struct narrow_unit {
         unsigned char *to = w.memory + stage * C::STAGE_BYTES;
         __syncwarp(); /* the results may lie where the values of the last tile did */
 #pragma unroll
-        for (int b = 0; b < B; b++) {
+        for (int b = 0; b < BLOCKS; b++) {
+            if (8 * b >= u.packed_count) {
+                break;
+            }
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 const uint32_t row = 8 * b + 2 * (w.lane & 3) + e;
@@ -276,17 +268,22 @@ template <class C, int B> struct narrow_unit {
     /* Returns the stage that holds the warps' results (F8: the number after the last). */
     __device__ __forceinline__ uint32_t run()
     {
-        const uint32_t tiles = w.num_tiles(u);
+        const uint32_t tiles = u.tiles;
         const float scale = scale_of<C>(w.p);
-        uint2 whole = w.whole_tiles(u);
+        uint2 whole = make_uint2(u.whole_begin, u.whole_end);
         if ((u.flags & RELAY_CUDA_MASKED) != 0 || is_special<C>(w.p)) {
             whole = make_uint2(0, 0);
         }
 #pragma unroll
-        for (int i = 0; i < C::D / 16 * B * 4; i++) {
-            o[i / (B * 4)][i / 4 % B][i % 4] = 0.0f;
+        for (int i = 0; i < C::D / 16 * BLOCKS * 4; i++) {
+            o[i / (BLOCKS * 4)][i / 4 % BLOCKS][i % 4] = 0.0f;
         }
         column_reset(st);
+        if constexpr (C::F8 && C::QUERIES_IN_REGISTERS) {
+            if (w.appends(u, u.append_token, 1)) {
+                w.append_fetch(u, head, 0, appended); /* long before it is needed */
+            }
+        }
         w.rows_begin(u, head);
         w.load_wait(w.ahead - 1);
         __syncwarp();
@@ -303,8 +300,26 @@ template <class C, int B> struct narrow_unit {
             w.load_wait(w.ahead - 1);
             __syncwarp();
             w.load_more(C::STAGES);
-            if (any) {
-                tile(token, plain, scale);
+            if constexpr (C::F8) {
+                if (__builtin_expect(!plain, 0) && w.appends(u, token, 16)) {
+                    if constexpr (C::QUERIES_IN_REGISTERS) {
+                        w.tile_convert(u, head, token, w.use_stage, appended);
+                    } else { /* registers are short */
+                        appended_row<C> late;
+                        w.append_fetch(u, head, 0, late);
+                        w.tile_convert(u, head, token, w.use_stage, late);
+                    }
+                }
+            }
+            if (any && u.packed_count <= 8) {
+                tile<1>(token, plain, scale);
+            } else if (any) {
+                tile<2>(token, plain, scale);
+            }
+            if constexpr (!C::F8) {
+                if (__builtin_expect(!plain, 0)) {
+                    w.tile_append(u, head, token, w.use_stage);
+                }
             }
             w.stage_used();
             if (__builtin_expect(w.asked, 0)) {
@@ -327,10 +342,7 @@ template <class C, int B> struct narrow_unit {
 template <class C>
 __device__ __forceinline__ uint32_t narrow(worker<C> &w, const relay_cuda_unit &u, uint32_t head)
 {
-    if (u.packed_count <= 8) {
-        return narrow_unit<C, 1>(w, u, head).run();
-    }
-    return narrow_unit<C, 2>(w, u, head).run();
+    return narrow_unit<C>(w, u, head).run();
 }
 
 } // namespace relay

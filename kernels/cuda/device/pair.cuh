@@ -26,12 +26,12 @@ template <class C> struct pair_unit {
 
     __device__ __forceinline__ pair_unit(worker<C> &worker_, const relay_cuda_unit &unit,
                                          uint32_t head_)
-        : w(worker_), u(unit), head(head_), tiles(worker_.num_tiles(unit)),
-          first_stage(worker_.use_stage), whole(make_uint2(0, 0))
+        : w(worker_), u(unit), head(head_), tiles(unit.tiles), first_stage(worker_.use_stage),
+          whole(make_uint2(0, 0))
     {
         constexpr uint32_t plain = RELAY_CUDA_P_POW2 | RELAY_CUDA_P_EXACT;
         if ((w.p.flags & plain) == plain) {
-            whole = w.whole_tiles(u);
+            whole = make_uint2(u.whole_begin, u.whole_end);
         }
     }
 
@@ -178,7 +178,7 @@ template <class C> struct pair_unit {
         row_state st;
         float alpha[2];
         const float scale = scale_of<C>(w.p);
-        uint2 plain = w.whole_tiles(u);
+        uint2 plain = make_uint2(u.whole_begin, u.whole_end);
         if ((u.flags & RELAY_CUDA_MASKED) != 0) {
             plain = make_uint2(0, 0);
         }

@@ -86,7 +86,7 @@ __device__ __forceinline__ void scores_mask(float (&s)[n][4], int r, uint32_t lo
     }
 }
 
-/* The largest score of row r that this thread has. */
+/* The largest score of row r over the row's four threads. */
 template <int n> __device__ __forceinline__ float row_most(const float (&s)[n][4], int r)
 {
     constexpr int chains = n < 4 ? n : 4; /* side by side, to be short */
@@ -100,7 +100,7 @@ template <int n> __device__ __forceinline__ float row_most(const float (&s)[n][4
     for (int i = 1; i < chains; i++) {
         most[0] = fmaxf(most[0], most[i]);
     }
-    return most[0];
+    return quad_max(most[0]);
 }
 
 /* Scores, to be multiplied by c, to weights in place. True for the whole warp when some row's sums
@@ -109,15 +109,13 @@ template <int n>
 __device__ __forceinline__ bool softmax(float (&s)[n][4], float c, row_state &st, float (&alpha)[2])
 {
     constexpr int chains = n < 4 ? n : 4;
-    /* Some thread's is past the reference only if the row's is: most tiles need to know no more. */
-    float most[2] = {row_most(s, 0) * c, row_most(s, 1) * c};
+    const float most[2] = {row_most(s, 0) * c, row_most(s, 1) * c};
     alpha[0] = alpha[1] = 1.0f;
     const bool grown = __any_sync(0xffffffffu, most[0] > st.max[0] + RELAY_CUDA_RESCALE ||
                                                    most[1] > st.max[1] + RELAY_CUDA_RESCALE);
     if (__builtin_expect(grown, 0)) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            most[r] = quad_max(most[r]);
             if (most[r] > st.max[r] + RELAY_CUDA_RESCALE) {
                 alpha[r] = exp2_fast(st.max[r] - most[r]);
                 st.max[r] = most[r];
@@ -190,9 +188,11 @@ __device__ __forceinline__ float column_sum(float x)
     return x;
 }
 
-/* softmax() of 16 tokens. */
-template <int B>
-__device__ __forceinline__ bool softmax_columns(float (&s)[B][4], float c, column_state<B> &st,
+/* softmax() of 16 tokens. Some thread's maximum is past the reference if the row's is, and most
+ * tiles need to know no more. (Between wgmma that would cost more than it saves: a branch that is
+ * not taken still ends the block of code that hides them.) */
+template <int B, int blocks>
+__device__ __forceinline__ bool softmax_columns(float (&s)[B][4], float c, column_state<blocks> &st,
                                                 float (&alpha)[B][2])
 {
     float most[B][2];

@@ -148,13 +148,15 @@ __device__ __forceinline__ void scores_scale(const query_registers<C> &q, float 
 }
 
 template <class C> struct wide_mma {
+    static constexpr int n = C::D <= 128 ? 8 : C::F8 ? 2 : 4; /* blocks of 8 tokens at a time */
+
     static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
                                                uint32_t head)
     {
         query_registers<C> q;
         float o[C::D / 8][4];
         row_state st;
-        const uint32_t tiles = w.num_tiles(u);
+        const uint32_t tiles = u.tiles;
         const float scale = scale_of<C>(w.p);
         const uint32_t m = w.query_row(u) + (w.lane >> 2);
 #pragma unroll
@@ -176,7 +178,12 @@ template <class C> struct wide_mma {
             if constexpr (C::F8) {
                 /* A warp opens the tokens it loaded; the barrier above says that nobody needs the
                  * tile before any more. */
-                w.tile_append(u, head, w.warp_token(u, tile), stage);
+                const uint32_t mine = w.warp_token(u, tile);
+                if (w.appends(u, mine, 16)) {
+                    appended_row<C> appended;
+                    w.append_fetch(u, head, 0, appended);
+                    w.tile_convert(u, head, mine, stage, appended);
+                }
                 tile_open(w, stage);
                 w.group_barrier();
                 w.stage_used();
@@ -189,8 +196,7 @@ template <class C> struct wide_mma {
                 w.tile_append(u, head, w.warp_token(u, tile), stage);
             }
 #pragma unroll 1
-            for (uint32_t part = 0; part<64; part += C::D> 128 ? 32 : 64) {
-                constexpr int n = C::D > 128 ? 4 : 8;
+            for (uint32_t part = 0; part < 64; part += 8 * n) {
                 float s[n][4];
                 float alpha[2];
                 scores_multiply(w, q, keys, part, s);
@@ -226,7 +232,7 @@ __device__ __forceinline__ void append_all(const worker<C> &w, const relay_cuda_
         return;
     }
 #pragma unroll 1
-    for (uint32_t t = 0; t < w.num_tiles(u); t++) {
+    for (uint32_t t = 0; t < u.tiles; t++) {
         uint32_t token = w.warp_token(u, t);
         if (w.appends(u, token, 16)) {
             w.copy_appended(u, head, token);
@@ -261,8 +267,7 @@ template <class C> struct wide_wgmma {
                                           uint32_t head_)
         : w(worker_), u(unit), head(head_), tile(0)
     {
-        num_parts =
-            (u.token_end - w.first_token(u) + RELAY_CUDA_STEP_TOKENS - 1) / RELAY_CUDA_STEP_TOKENS;
+        num_parts = u.tiles;
         plain = plain_parts(w, u);
     }
 
@@ -313,9 +318,7 @@ template <class C> struct wide_wgmma {
         }
         /* After the last part: the same scores again, and nobody looks at them. */
         scores_begin(next, w.use_stage);
-        if (more) {
-            w.load_more(C::STAGES);
-        }
+        w.load_more(C::STAGES);
         if (__builtin_expect(i - plain.x >= plain.y - plain.x, 0)) {
             scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
         }
@@ -357,7 +360,6 @@ template <class C> struct wide_wgmma {
         fence_proxy_async();
         w.group_barrier();
         queries_begin(w, u, head, q);
-        w.load_more(C::STAGES);
         scores_begin(s0, w.use_stage);
         append_all(w, u, head);
         wgmma_wait<0>();

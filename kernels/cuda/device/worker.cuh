@@ -15,6 +15,16 @@ namespace relay
 
 #define RELAY_CUDA_NONE 0xffffffffu
 
+/* A token that comes with the call, of one head, on its way to F8; a lane's elements. */
+template <class C> struct appended_row {
+    static constexpr uint32_t n = (C::D + 127) / 128;
+    uint2 k[n];
+    uint2 v[n];
+    float k_scale;
+    float v_scale;
+    uint32_t page;
+};
+
 template <class C> struct worker {
     const relay_cuda_params &p;
     unsigned char *memory; /* the block's shared memory */
@@ -254,24 +264,9 @@ template <class C> struct worker {
     }
 
     /* Tokens of a tile are 1 << this. */
-    __device__ __forceinline__ uint32_t tile_shift(const relay_cuda_unit &u) const
+    static __device__ __forceinline__ uint32_t tile_shift(const relay_cuda_unit &u)
     {
-        switch (kind_of(u)) {
-        case RELAY_CUDA_NARROW:
-            return 6 - (p.narrow_heads >> 1);
-        case RELAY_CUDA_PAIR:
-            return C::PAIRS ? 7 : 6;
-        default:
-            return 6;
-        }
-    }
-
-    __device__ __forceinline__ uint32_t num_tiles(const relay_cuda_unit &u) const
-    {
-        uint32_t shift = tile_shift(u);
-        return kind_of(u) == RELAY_CUDA_MERGE
-                   ? 0
-                   : (u.token_end - first_token(u) + (1u << shift) - 1) >> shift;
+        return u.flags >> RELAY_CUDA_TILE_SHIFT;
     }
 
     /* The first of this warp's 16 tokens in a tile. */
@@ -284,21 +279,6 @@ template <class C> struct worker {
             part = warp % head_warps();
         }
         return first_token(u) + (tile << tile_shift(u)) + part * 16;
-    }
-
-    /* Tiles [x, y) where all of every warp's tokens belong to the unit and none comes with the
-     * call. The same for all warps. */
-    __device__ __forceinline__ uint2 whole_tiles(const relay_cuda_unit &u) const
-    {
-        uint32_t shift = tile_shift(u);
-        uint32_t first = first_token(u);
-        uint32_t end = u.token_end;
-        if (u.append_count != 0 && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
-            end = min(end, u.append_token);
-        }
-        uint32_t lo = (u.token_begin - first + (1u << shift) - 1) >> shift;
-        uint32_t hi = end > first ? (end - first) >> shift : 0;
-        return make_uint2(lo, max(lo, hi));
     }
 
     /* Whether any of `count` tokens comes with the call and is stored by this launch. */
@@ -324,10 +304,10 @@ template <class C> struct worker {
 
     /* ---- the stream ---- */
 
-    /* The page of this warp's tokens in a tile. */
-    __device__ __forceinline__ uint32_t page_load(const relay_cuda_unit &u, uint32_t tile) const
+    /* The page of this warp's tokens `tiles` tiles after the one to load. */
+    __device__ __forceinline__ uint32_t page_load(const relay_cuda_unit &u, uint32_t tiles) const
     {
-        uint32_t token = warp_token(u, tile);
+        const uint32_t token = load_token + tiles * load_step;
         return token < u.token_end ? __ldg(p.pages + u.page_begin + (token >> p.page_shift)) : 0;
     }
 
@@ -336,7 +316,7 @@ template <class C> struct worker {
     __device__ __forceinline__ void pages_begin(const relay_cuda_unit &u)
     {
         const uint32_t first = first_token(u) >> p.page_shift;
-        const uint32_t i = (warp_token(u, lane) >> p.page_shift) - first;
+        const uint32_t i = ((load_token + lane * load_step) >> p.page_shift) - first;
         const uint32_t held = (first + RELAY_CUDA_UNIT_PAGES) << p.page_shift; /* tokens before */
         pages_tile = 0;
         pages_count = min((held - first_token(u)) >> tile_shift(u), 32u);
@@ -351,7 +331,7 @@ template <class C> struct worker {
             pages = pages_next;
             pages_tile = load_tile;
             pages_count = 32;
-            pages_next = page_load(u, load_tile + 32 + lane);
+            pages_next = page_load(u, 32 + lane);
         }
     }
 
@@ -375,7 +355,7 @@ template <class C> struct worker {
             if (load_at > at + 1 || !slot(load_at).valid || is_pair(slot(load_at).unit)) {
                 return false; /* PAIR units load for themselves */
             }
-            if (load_tile < num_tiles(slot(load_at).unit)) {
+            if (load_tile < slot(load_at).unit.tiles) {
                 break;
             }
         }
@@ -391,9 +371,8 @@ template <class C> struct worker {
         }
         pages_go_on(u);
         if (paged && (p.flags & RELAY_CUDA_P_EXACT) != 0) {
-            uint2 whole = whole_tiles(u);
-            if (load_tile >= whole.x && load_tile < whole.y) {
-                run = min(whole.y, pages_tile + pages_count) - load_tile;
+            if (load_tile >= u.whole_begin && load_tile < u.whole_end) {
+                run = min(u.whole_end, pages_tile + pages_count) - load_tile;
                 run_page = load_tile - pages_tile;
             }
         }
@@ -441,7 +420,7 @@ template <class C> struct worker {
         }
         if (t - u.append_token < u.append_count && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
             if (C::F8) {
-                return 0; /* convert_appended() puts it there */
+                return 0; /* tile_convert() puts it there */
             }
             const relay_cuda_io &io = io_at(p, u.append_io);
             const void *rows = is_value && p.v != p.k ? io.v : io.k;
@@ -626,62 +605,83 @@ template <class C> struct worker {
         }
     }
 
-    /* F8: converts those of them among this warp's 16 from `token` on, from the call's tensors to
-     * the tile and to their pages. */
-    __device__ __forceinline__ void convert_appended(const relay_cuda_unit &u, uint32_t head,
-                                                     uint32_t token, uint32_t stage) const
+    /* This lane's elements 4 lane .. and 128 further of token append_token + at, of K and V. */
+    __device__ __forceinline__ void append_fetch(const relay_cuda_unit &u, uint32_t head,
+                                                 uint32_t at, appended_row<C> &row) const
     {
         const relay_cuda_io &io = io_at(p, u.append_io);
+        const size_t i = (size_t)(u.append_row + at) * p.num_kv_heads + head;
+        const bool shared = p.v == p.k;
+        const uint16_t *k = (const uint16_t *)io.k + i * p.dqk;
+        const uint16_t *v = shared ? k : (const uint16_t *)io.v + i * p.dv;
+#pragma unroll
+        for (uint32_t j = 0; j < appended_row<C>::n; j++) {
+            const uint32_t d = 4 * lane + 128 * j;
+            row.k[j] = d < p.dqk ? *(const uint2 *)(k + d) : make_uint2(0, 0);
+            row.v[j] = d < p.dv ? *(const uint2 *)(v + d) : make_uint2(0, 0);
+        }
+        row.k_scale = p.k_scale != nullptr ? __ldg(p.k_scale + head) : 1.0f;
+        row.v_scale = shared ? row.k_scale : p.v_scale != nullptr ? __ldg(p.v_scale + head) : 1.0f;
+        row.page = __ldg(p.pages + u.page_begin + (u.append_token + at) / p.page_tokens);
+    }
+
+    /* F8: puts such a row, as token t of the segment and row `row` of a stage, there and into its
+     * page. */
+    __device__ __forceinline__ void append_put(uint32_t head, uint32_t t, uint32_t row,
+                                               uint32_t stage, const appended_row<C> &from) const
+    {
         unsigned char *keys = memory + stage * C::STAGE_BYTES;
+        const size_t page = from.page * p.page_stride;
+        const size_t place = (size_t)head * p.page_tokens + t % p.page_tokens;
+        unsigned char *k = (unsigned char *)p.k + page + place * p.k_row_bytes;
+        unsigned char *v = (unsigned char *)p.v + page + place * p.v_row_bytes;
+#pragma unroll
+        for (uint32_t j = 0; j < appended_row<C>::n; j++) {
+            const uint32_t d = 4 * lane + 128 * j;
+            const uint32_t at = stored_offset<C>(row, d / 16) + d % 16;
+            if (d < p.dqk) {
+                const uint32_t four = four_to_f8<typename C::IO>(from.k[j], from.k_scale);
+                *(uint32_t *)(keys + at) = four;
+                *(uint32_t *)(k + d) = four;
+            }
+            if (d < p.dv) {
+                const uint32_t four = four_to_f8<typename C::IO>(from.v[j], from.v_scale);
+                *(uint32_t *)(keys + C::TILE_BYTES + at) = four;
+                if (p.v != p.k) {
+                    *(uint32_t *)(v + d) = four;
+                }
+            }
+        }
+    }
+
+    /* F8: converts this warp's 16 tokens from `token` on that come with the call, before the tile
+     * is used; `first` is the first of the call's, fetched before. */
+    __device__ __forceinline__ void tile_convert(const relay_cuda_unit &u, uint32_t head,
+                                                 uint32_t token, uint32_t stage,
+                                                 const appended_row<C> &first) const
+    {
 #pragma unroll 1
-        for (uint32_t i = 0; i < 2 * 16; i++) {
-            const uint32_t row = i / 2;
-            const bool is_value = i % 2 != 0;
-            const bool from_v = is_value && p.v != p.k;
+        for (uint32_t row = 0; row < 16; row++) {
             const uint32_t t = token + row;
             const uint32_t at = t - u.append_token;
             if (at >= u.append_count || t < u.token_begin || t >= u.token_end) {
                 continue;
             }
-            const uint32_t stored = from_v ? p.dv : p.dqk; /* elements of a row of the call */
-            const float *scales = from_v ? p.v_scale : p.k_scale;
-            const float scale = scales != nullptr ? __ldg(scales + head) : 1.0f;
-            const size_t from = ((size_t)(u.append_row + at) * p.num_kv_heads + head) * stored;
-            const size_t page = __ldg(p.pages + u.page_begin + t / p.page_tokens) * p.page_stride;
-            unsigned char *to = (unsigned char *)(from_v ? p.v : p.k) + page +
-                                ((size_t)head * p.page_tokens + t % p.page_tokens) *
-                                    (from_v ? p.v_row_bytes : p.k_row_bytes);
-#pragma unroll 1
-            for (uint32_t d = 4 * lane; d < (is_value ? p.dv : p.dqk); d += 128) {
-                const uint2 bits =
-                    *(const uint2 *)((const uint16_t *)(from_v ? io.v : io.k) + from + d);
-                const float2 lo = pair_to_float<typename C::IO>(bits.x);
-                const float2 hi = pair_to_float<typename C::IO>(bits.y);
-                const uint32_t four = (uint32_t)float_to_f8(__fdiv_rn(lo.x, scale)) |
-                                      (uint32_t)float_to_f8(__fdiv_rn(lo.y, scale)) << 8 |
-                                      (uint32_t)float_to_f8(__fdiv_rn(hi.x, scale)) << 16 |
-                                      (uint32_t)float_to_f8(__fdiv_rn(hi.y, scale)) << 24;
-                *(uint32_t *)(keys + (is_value ? C::TILE_BYTES : 0) +
-                              stored_offset<C>(first_row + row, d / 16) + d % 16) = four;
-                if (!is_value || from_v) {
-                    *(uint32_t *)(to + d) = four;
-                }
+            appended_row<C> next = first;
+            if (at != 0) {
+                append_fetch(u, head, at, next);
             }
+            append_put(head, t, first_row + row, stage, next);
         }
         __syncwarp();
     }
 
-    /* For this warp's tokens of a tile, if any of them come with the call; F8: before the tile is
-     * used. */
+    /* For this warp's tokens of a tile, if any of them come with the call. */
     __device__ __forceinline__ void tile_append(const relay_cuda_unit &u, uint32_t head,
                                                 uint32_t token, uint32_t stage) const
     {
         if (appends(u, token, 16)) {
-            if constexpr (C::F8) {
-                convert_appended(u, head, token, stage);
-            } else {
-                store_appended(u, head, token, stage);
-            }
+            store_appended(u, head, token, stage);
         }
     }
 
