@@ -19,10 +19,11 @@ extern "C" {
 #define RELAY_CUDA_ROWS_WIDE    64u
 #define RELAY_CUDA_ROWS_PAIR    128u
 #define RELAY_CUDA_UNIT_WORDS   32u
-#define RELAY_CUDA_UNIT_PAGES   9u
+#define RELAY_CUDA_UNIT_PAGES   10u
 #define RELAY_CUDA_IOS_INLINE   12u
 #define RELAY_CUDA_LOG2E        1.44269504088896340736f
 #define RELAY_CUDA_LSE_PENDING  0xffffffffu /* a NaN no kernel writes as an LSE */
+#define RELAY_CUDA_SLOTS_BEHIND 32u         /* that may be read behind the last */
 #define RELAY_CUDA_TICKET_WORDS 32u         /* keeps the ticket alone in its line */
 
 /* How a unit's rows and tokens map to warps. */
@@ -43,12 +44,10 @@ enum relay_cuda_unit_flags {
 #define RELAY_CUDA_TILE_SHIFT 8u /* of flags: from here on, tokens of a tile are 1 << this */
 
 /* Partial results to merge, in this order: packed row m of the unit has them at slots
- * slot + i * stride + m, 0 <= i < count. */
+ * slot + m * count + i, 0 <= i < count. */
 struct relay_cuda_source {
     uint32_t slot;
-    uint32_t stride;
     uint32_t count;
-    uint32_t unused;
 };
 
 struct relay_cuda_unit {
@@ -57,9 +56,10 @@ struct relay_cuda_unit {
     uint32_t packed_count;
     uint32_t token_begin;
     uint32_t token_end;
-    uint32_t position;   /* absolute position of the segment's token 0 */
-    uint32_t page_begin; /* of the segment in the plan's pages */
-    uint32_t slot;       /* where packed row 0's partial result goes, unless FINAL */
+    uint32_t position;    /* absolute position of the segment's token 0 */
+    uint32_t page_begin;  /* of the segment in the plan's pages */
+    uint32_t slot;        /* packed row m's partial result goes to slot + m * slot_stride, */
+    uint32_t slot_stride; /* unless FINAL */
     uint32_t source_begin;
     uint32_t source_count; /* 1: the one below, else in the sources' array */
     uint32_t append_token; /* tokens [append_token, +append_count) come with the call, */
@@ -133,7 +133,7 @@ struct relay_cuda_params {
     uint32_t num_rows;
     uint32_t units_wide;   /* units [0, units_wide) are PAIR and WIDE, */
     uint32_t units_narrow; /* [units_wide, units_narrow) NARROW, the others MERGE */
-    uint32_t narrow_heads; /* KV heads of a NARROW unit's warpgroup: 1, 2 or 4 */
+    uint32_t narrow_shift; /* KV heads of a NARROW unit's warpgroup are 1 << this: 1, 2 or 4 */
     /* Numbers of units times heads: PAIR, WIDE, NARROW, MERGE end where these say. */
     uint32_t number_begin; /* of this launch */
     uint32_t pair_end;
@@ -148,7 +148,7 @@ struct relay_cuda_params {
     /* ceil(2^32 / n): x / n is the upper word of the product for all x that a launch has. */
     uint32_t group_reciprocal;
     uint32_t heads_reciprocal;  /* of num_kv_heads */
-    uint32_t narrow_reciprocal; /* of num_kv_heads / narrow_heads */
+    uint32_t narrow_reciprocal; /* of num_kv_heads >> narrow_shift */
     uint32_t dqk;
     uint32_t dv;
     uint32_t page_tokens;

@@ -232,6 +232,11 @@ static enum relay_code reset_flags(struct cuda_backend *cuda, struct relay_error
         cuda, cudaMemsetAsync(cuda->partial_lse.data, 0xff, cuda->partial_lse.bytes, cuda->stream),
         "the workspace", err);
     if (code == RELAY_OK) {
+        code = cuda_check(
+            cuda, cudaMemsetAsync(cuda->partial_out.data, 0, cuda->partial_out.bytes, cuda->stream),
+            "the workspace", err);
+    }
+    if (code == RELAY_OK) {
         code = cuda_check(cuda,
                           cudaMemsetAsync(cuda->ticket.data, 0, cuda->ticket.bytes, cuda->stream),
                           "the workspace", err);
@@ -246,7 +251,7 @@ static void fill_numbers(const struct cuda_plan *plan, struct relay_cuda_params 
     uint32_t heads = p->num_kv_heads;
     p->units_wide = plan->num_wide;
     p->units_narrow = plan->num_narrow;
-    p->narrow_heads = plan->narrow_heads;
+    p->narrow_shift = log2_of(plan->narrow_heads);
     p->narrow_reciprocal = reciprocal_of(heads / plan->narrow_heads);
     p->pair_end = plan->num_pairs * heads;
     p->wide_end = plan->num_wide * heads;
@@ -262,9 +267,9 @@ static enum relay_code fill_workspace(struct cuda_backend *cuda, const struct cu
 {
     size_t slots = (size_t)plan->slots * p->num_kv_heads;
     bool grown = false;
-    bool ignored = false;
     enum relay_code code =
-        cuda_buffer_grow(cuda, &cuda->partial_out, slots * stride * sizeof(float), &ignored, err);
+        cuda_buffer_grow(cuda, &cuda->partial_out,
+                         (slots + RELAY_CUDA_SLOTS_BEHIND) * stride * sizeof(float), &grown, err);
     if (code == RELAY_OK) {
         code =
             cuda_buffer_grow(cuda, &cuda->partial_lse, (slots + 1) * sizeof(uint32_t), &grown, err);

@@ -223,25 +223,70 @@ static enum relay_code add_group(struct schedule_builder *b, uint32_t atom, uint
     return code;
 }
 
+/* Warpgroups that all tiles' splits take. */
+static uint64_t count_units(const struct schedule_builder *b)
+{
+    const struct schedule_tile *tiles = schedule_tiles(b);
+    uint64_t units = 0;
+    for (uint32_t t = 0; t < b->num_tiles; t++) {
+        units += (uint64_t)tiles[t].splits * (tiles[t].kind == RELAY_CUDA_PAIR ? 2 : 1);
+    }
+    return units * b->heads;
+}
+
+/* Partial results of a row of this atom. */
+static uint32_t count_parts(const struct schedule_builder *b, uint32_t atom)
+{
+    const uint32_t *cover_begin = b->cover_begin.data;
+    const uint32_t *covers = b->covers.data;
+    uint32_t parts = 0;
+    for (uint32_t i = cover_begin[atom]; i < cover_begin[atom + 1]; i++) {
+        parts += schedule_tiles(b)[covers[i]].splits;
+    }
+    return parts;
+}
+
+/* Merging many partial results takes longer than anything else in a short step. Where warpgroups
+ * are free, four rows go to each of them, a warp's whole width to a row. */
+#define MERGE_PARTS 20u
+#define MERGE_ROWS  4u
+
+/* How many packed rows may be finished together. */
+static uint32_t rows_together(const struct schedule_builder *b, uint64_t units, uint32_t atom)
+{
+    uint64_t pieces =
+        (uint64_t)b->plan->num_rows * b->heads * relay_ceil_div_u32(b->group, MERGE_ROWS);
+    bool room = units + pieces <= (uint64_t)b->geometry->blocks * b->geometry->groups;
+    if (b->geometry->fused && !b->tuning->batch_invariant && b->atom_rows > MERGE_ROWS && room &&
+        count_parts(b, atom) > MERGE_PARTS) {
+        return MERGE_ROWS;
+    }
+    return RELAY_CUDA_ROWS_NARROW;
+}
+
 /* Neighbouring rows with the same tiles go together, up to 16 packed ones. */
 static enum relay_code make_groups(struct schedule_builder *b, struct relay_error *err)
 {
     uint32_t atoms = b->plan->num_rows * b->atoms_of_row;
+    uint64_t units = count_units(b);
     enum relay_code code = RELAY_OK;
     for (uint32_t a = 0; code == RELAY_OK && a < atoms;) {
         uint32_t row = a / b->atoms_of_row;
         uint32_t begin = row * b->group + a % b->atoms_of_row * b->atom_rows;
         uint32_t end = begin + b->atom_rows;
         uint32_t first = a++;
+        uint32_t most = rows_together(b, units, first);
         if (end > (row + 1) * b->group) {
             end = (row + 1) * b->group;
         }
-        while (b->atoms_of_row == 1 && a < atoms &&
-               end + b->group - begin <= RELAY_CUDA_ROWS_NARROW && same_covers(b, first, a)) {
+        while (b->atoms_of_row == 1 && a < atoms && end + b->group - begin <= most &&
+               same_covers(b, first, a)) {
             end += b->group;
             a++;
         }
-        code = add_group(b, first, begin, end, err);
+        for (; code == RELAY_OK && begin < end; begin += most) {
+            code = add_group(b, first, begin, end - begin < most ? end : begin + most, err);
+        }
     }
     return code;
 }

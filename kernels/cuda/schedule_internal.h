@@ -20,7 +20,7 @@ struct schedule_tile {
     uint32_t kind;        /* NARROW, WIDE or PAIR */
     uint32_t split_first; /* on the segment's grid of splits */
     uint32_t splits;
-    uint32_t slot;  /* of the first split's first packed row */
+    uint32_t slot;  /* of the first packed row's first split */
     uint32_t group; /* of the rows it finishes, when `final` */
     bool alone;     /* its rows see nothing else */
     bool final;     /* its last split merges and writes */

@@ -55,8 +55,7 @@ static enum relay_code make_sources(struct schedule_builder *b, struct relay_err
             if (count != 0) {
                 ((struct relay_cuda_source *)b->sources.data)[b->pub.num_sources++] =
                     (struct relay_cuda_source){
-                        .slot = tile->slot + group->packed_begin - tile->packed_begin,
-                        .stride = tile->packed_end - tile->packed_begin,
+                        .slot = tile->slot + (group->packed_begin - tile->packed_begin) * count,
                         .count = count,
                     };
             }
@@ -184,18 +183,20 @@ static enum relay_code push_split(struct schedule_builder *b, uint32_t t, uint32
     const struct relay_item *item = &b->plan->items[tile->item];
     const struct relay_plan_segment *segment = &b->plan->segments[item->segment];
     const uint32_t *append_of = b->append_of.data;
-    const uint32_t tokens = ((const struct schedule_split *)b->splits.data)[item->segment].tokens;
+    const struct schedule_split *split_of = (const struct schedule_split *)b->splits.data;
+    const uint32_t tokens = split_of[item->segment].tokens;
     const uint64_t begin = (uint64_t)(tile->split_first + split) * tokens;
     struct relay_cuda_unit unit;
     memset(&unit, 0, sizeof(unit));
     unit.flags = tile->kind | (item->masked ? (uint32_t)RELAY_CUDA_MASKED : 0u) |
-                 (segment->shared ? (uint32_t)RELAY_CUDA_SHARED : 0u);
+                 (split_of[item->segment].tiles > 1 ? (uint32_t)RELAY_CUDA_SHARED : 0u);
     set_rows(b, &unit, tile->packed_begin, tile->packed_end);
     unit.token_begin = begin > item->token_begin ? (uint32_t)begin : item->token_begin;
     unit.token_end =
         begin + tokens < item->token_end ? (uint32_t)(begin + tokens) : item->token_end;
     unit.position = segment->position;
-    unit.slot = tile->slot + split * unit.packed_count;
+    unit.slot = tile->slot + split;
+    unit.slot_stride = stored_splits(tile);
     if (tile->final && split + 1 == tile->splits) {
         set_sources(b, &unit, &((const struct schedule_group *)b->groups.data)[tile->group]);
     }

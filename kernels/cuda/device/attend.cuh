@@ -8,6 +8,48 @@
 namespace relay
 {
 
+/* Begins to load what the first unit needs: K/V that the launch before this one does not write,
+ * then, when that one is done, all else. */
+template <class C> __device__ __forceinline__ void begin(worker<C> &w)
+{
+    constexpr uint32_t limit = C::STAGES > 2 ? C::STAGES - 1 : 1;
+    const unit_slot &first = w.slot(0);
+    const relay_cuda_unit &u = first.unit;
+    const bool asks = C::QUERIES_IN_REGISTERS && first.valid && w.kind_of(u) != RELAY_CUDA_MERGE;
+    const uint64_t queries = asks ? w.query_place(u, w.head_of(first)) : 0;
+#pragma unroll 1
+    for (int early = (w.p.flags & RELAY_CUDA_P_EARLY) != 0 ? 1 : 0; early >= 0; early--) {
+        if (!early) {
+            launch_wait();
+            /* Not before: what comes after the next launch may then rely on this one's past. */
+            launch_next();
+            w.fresh = w.ahead != 0;
+            if (asks) {
+                w.template load_queries<4>(queries);
+                cp_async_commit();
+            }
+        }
+        if (first.valid && w.is_pair(u)) {
+            if (w.ahead == 0 &&
+                !(early && w.appends(u, w.first_token(u), 2 * RELAY_CUDA_ROWS_PAIR))) {
+                pair_begin<C, C::PAIRS>::load(w, u, first.head);
+            }
+            continue;
+        }
+        if (!early && !C::F8 && u.append_count != 0) {
+#pragma unroll 1
+            for (uint32_t tile = 0; tile < w.ahead; tile++) {
+                w.load_appended(u, w.head_of(first), w.warp_token(u, tile), tile);
+            }
+            cp_async_commit();
+        }
+        /* The next unit's queries would take the place of the first one's. */
+        while (first.valid && w.ahead < limit && w.load_tile < u.tiles) {
+            w.template load_next<true>(early != 0);
+        }
+    }
+}
+
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     attend(const __grid_constant__ relay_cuda_params p)
@@ -20,44 +62,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         w.descriptor_keep(w.warp, unit, w.descriptor_word(unit));
     }
     w.group_barrier();
-    uint64_t queries = 0;
-    const bool asks =
-        C::QUERIES_IN_REGISTERS && w.slot(0).valid && w.kind_of(w.slot(0).unit) != RELAY_CUDA_MERGE;
-    if (asks) {
-        queries = w.query_place(w.slot(0).unit, w.head_of(w.slot(0)));
-    }
-#pragma unroll 1
-    for (int early = (p.flags & RELAY_CUDA_P_EARLY) != 0 ? 1 : 0; early >= 0; early--) {
-        if (!early) {
-            launch_wait();
-            /* Not before: what comes after the next launch may then rely on this one's past. */
-            launch_next();
-            if (asks) {
-                w.load_queries(queries);
-                cp_async_commit();
-                w.fresh = w.ahead != 0;
-            }
-        }
-        if (w.slot(0).valid && w.is_pair(w.slot(0).unit)) {
-            const relay_cuda_unit &u = w.slot(0).unit;
-            if (w.ahead == 0 &&
-                !(early && w.appends(u, w.first_token(u), 2 * RELAY_CUDA_ROWS_PAIR))) {
-                pair_begin<C, C::PAIRS>::load(w, u, w.slot(0).head);
-            }
-            continue;
-        }
-        /* The next unit's queries would take the place of the first one's. Early: no tokens of the
-         * call, as the launch before may write them. */
-        while (w.ahead < (C::STAGES > 2 ? C::STAGES - 1 : 1) && w.slot(0).valid) {
-            const relay_cuda_unit &u = w.slot(0).unit;
-            uint32_t token = w.first_token(u) + (w.load_tile << w.tile_shift(u));
-            if (w.load_tile >= u.tiles || (early && w.appends(u, token, 1u << w.tile_shift(u)))) {
-                break;
-            }
-            w.load_next(false);
-        }
-    }
-
+    begin(w);
     for (; w.slot(w.at).valid; w.at++) {
         const relay_cuda_unit &u = w.slot(w.at).unit;
         const uint32_t head = w.head_of(w.slot(w.at));

@@ -33,15 +33,15 @@ __device__ __forceinline__ float4 multiply_add(float w, float4 a, float4 b)
 /* Waits for a flag, takes it and sets it back. */
 __device__ __forceinline__ float partial_take(uint32_t *flag)
 {
-    uint32_t bits = load_acquire(flag);
+    uint32_t bits = load_relaxed(flag);
     uint32_t spins = 0;
     while (bits == RELAY_CUDA_LSE_PENDING) {
-        __nanosleep(20);
-        bits = load_acquire(flag);
+        bits = load_relaxed(flag);
         if (RELAY_CUDA_SPINS != 0 && ++spins == RELAY_CUDA_SPINS) {
             __trap();
         }
     }
+    fence_gpu();
     store_relaxed(flag, RELAY_CUDA_LSE_PENDING);
     return __uint_as_float(bits);
 }
@@ -51,192 +51,202 @@ __device__ __forceinline__ void partial_give(uint32_t *flag, float lse)
     store_relaxed(flag, isnan(lse) ? 0x7fc00000u : __float_as_uint(lse));
 }
 
-__device__ __forceinline__ float half_max(float x)
+/* Over each `lanes` lanes, a power of two. */
+template <int lanes> __device__ __forceinline__ float part_max(float x)
 {
 #pragma unroll
-    for (int i = 8; i > 0; i /= 2) {
+    for (int i = lanes / 2; i > 0; i /= 2) {
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, i));
     }
     return x;
 }
 
-__device__ __forceinline__ float half_sum(float x)
+template <int lanes> __device__ __forceinline__ float part_sum(float x)
 {
 #pragma unroll
-    for (int i = 8; i > 0; i /= 2) {
+    for (int i = lanes / 2; i > 0; i /= 2) {
         x += __shfl_xor_sync(0xffffffffu, x, i);
     }
     return x;
 }
 
-__device__ __forceinline__ uint64_t shuffle64(uint64_t x, int lane)
-{
-    return __shfl_sync(0xffffffffu, x, lane);
-}
-
-/* Two of a warp's rows while they are merged. Each half of the warp looks after one of them: its
- * lanes know the row's reference, sum and place, and look at 16 flags at once. Of the outputs,
- * every lane has columns 4 (lane + 32 c) .. of both. Kept small: in short launches this code is
- * fetched for the first time. */
+/* Two of a warp's rows while they are merged, one by each half of the warp: a lane has columns
+ * 4 (i + 16 c) .. of its half's row, i = lane % 16, and the row's reference, sum and place, and
+ * looks at one of 16 flags. A row alone is merged by both halves, 8 of each 16 by either. Much is
+ * under way at once: in short launches these are the last microseconds. */
 template <class C> struct merging {
-    static constexpr int n = (C::D + 127) / 128;
-    static constexpr int batch = 8 / n; /* loads of a row in flight */
+    static constexpr int n = (C::D + 63) / 64;
+    static constexpr int many = 8;             /* partial results in flight, */
+    static constexpr int few = n <= 2 ? 4 : 2; /* and of rows that have few */
 
     const worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
-    uint32_t first; /* packed row of half 0 */
-    uint32_t step;  /* to that of half 1 */
-    uint32_t m;     /* this lane's */
+    bool alone;
+    uint32_t m; /* packed row */
     bool valid;
-    bool alone; /* no second row: its registers take every other batch of the first one's */
-    float4 out[2][n];
+    float4 out[n];
     float max; /* of this lane's row: weights are 2^(. - max) */
     float sum;
 
     __device__ __forceinline__ merging(const worker<C> &w_, const relay_cuda_unit &u_,
-                                       uint32_t head_, uint32_t first_, uint32_t step_)
-        : w(w_), u(u_), head(head_), first(first_), step(step_),
-          m(first_ + (w_.lane >= 16 ? step_ : 0)), valid(m < u_.packed_count),
-          alone((w_.p.flags & RELAY_CUDA_P_ORDERED) == 0 && first_ + step_ >= u_.packed_count),
+                                       uint32_t head_, uint32_t first, uint32_t step)
+        : w(w_), u(u_), head(head_),
+          alone((w_.p.flags & RELAY_CUDA_P_ORDERED) == 0 && first + step >= u_.packed_count),
+          m(first + (w_.lane >= 16 && !alone ? step : 0)), valid(m < u_.packed_count),
           max(-INFINITY), sum(0.0f)
     {
+        m = valid ? m : first; /* what is read for it is never stored */
 #pragma unroll
         for (int c = 0; c < n; c++) {
-            out[0][c] = out[1][c] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            out[c] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
     }
 
-    __device__ __forceinline__ void multiply(float by)
+    /* The half that stores the row, and has what its warp knows of it. */
+    __device__ __forceinline__ bool owns() const
     {
-        const float by0 = __shfl_sync(0xffffffffu, by, 0);
-        const float by1 = __shfl_sync(0xffffffffu, by, alone ? 0 : 16);
-#pragma unroll
-        for (int c = 0; c < n; c++) {
-            out[0][c] = scaled(out[0][c], by0);
-            out[1][c] = scaled(out[1][c], by1);
-        }
-    }
-
-    /* Adds terms of base-2 logarithm `lse` and sum `of` (lane i of a half: the row's i-th); returns
-     * their weights. */
-    __device__ __forceinline__ float weigh(float lse, float of)
-    {
-        const float most = fmaxf(max, half_max(lse));
-        const float base = most == -INFINITY ? 0.0f : most;
-        const float keep = exp2_fast(max - base); /* nothing yet: 0 */
-        const float weight = exp2_fast(lse - base);
-        sum = fmaf(sum, keep, half_sum(weight * of));
-        if (__any_sync(0xffffffffu, max != most && max != -INFINITY)) {
-            multiply(max == -INFINITY ? 0.0f : keep);
-        }
-        max = most;
-        return weight;
-    }
-
-    __device__ __forceinline__ void add(int c, float w0, float w1, float4 a, float4 b)
-    {
-        if (w0 != 0.0f) { /* 0 * inf must not come through */
-            out[0][c] = multiply_add(w0, a, out[0][c]);
-        }
-        if (w1 != 0.0f) {
-            out[1][c] = multiply_add(w1, b, out[1][c]);
-        }
-    }
-
-    /* The results of `warps` warps of the group, from warp `from` on, in stage `stage`. */
-    __device__ __forceinline__ void add_own(uint32_t from, uint32_t warps, uint32_t stage)
-    {
-        const uint32_t i = w.lane % 16;
-        float2 state = make_float2(-INFINITY, 0.0f);
-        if (i < warps && valid) {
-            state = w.mine.state[from + i][m];
-        }
-        const float weight = weigh(state.y == 0.0f ? -INFINITY : state.x, state.y);
-        const unsigned char *at = w.memory + stage * C::STAGE_BYTES;
-        const uint32_t last = min(first + step, 15u); /* a row that is not there: any place */
-#pragma unroll 1
-        for (uint32_t k = 0; k < warps; k++) {
-            const float w0 = __shfl_sync(0xffffffffu, weight, k);
-            const float w1 = __shfl_sync(0xffffffffu, weight, 16 + k);
-            const uint32_t row = w.group * 64 + (from + k) * 16;
-#pragma unroll
-            for (int c = 0; c < n; c++) {
-                const uint32_t chunk = w.lane + 32 * c;
-                if (chunk * 4 < C::D) {
-                    add(c, w0, w1, *(const float4 *)(at + result_offset<C>(row, first, chunk)),
-                        *(const float4 *)(at + result_offset<C>(row, last, chunk)));
-                }
-            }
-        }
+        return valid && !(alone && w.lane >= 16);
     }
 
     /* This lane's columns, or others where it has none; those are never stored. */
     __device__ __forceinline__ uint32_t column(int c) const
     {
-        return min(4 * (w.lane + 32 * c), (uint32_t)C::D - 4);
+        return min(4 * (w.lane % 16 + 16 * c), (uint32_t)C::D - 4);
     }
 
-    /* `count` <= 16 partial results of each row; `slot` of the first packed row's. Lanes of a half
-     * past `count` have no weight, and what is loaded for them is the last one again. A row alone
-     * loads twice as many at once. */
-    __device__ __forceinline__ void add_parts(size_t slot, uint32_t stride, uint32_t count,
-                                              float weight)
+    __device__ __forceinline__ bool has_column(int c, uint32_t dim) const
     {
-        const float *at = w.p.partial_out + (slot + first) * w.p.partial_stride;
-        const size_t next = (size_t)stride * w.p.partial_stride;
-        const size_t second = first + step < u.packed_count ? step * w.p.partial_stride : 0;
-        const uint32_t further = alone ? batch : 0;
-        const uint32_t other = alone ? batch : 16;
+        return 4 * (w.lane % 16 + 16 * c) < dim;
+    }
+
+    __device__ __forceinline__ void multiply(float by)
+    {
+#pragma unroll
+        for (int c = 0; c < n; c++) {
+            out[c] = scaled(out[c], by);
+        }
+    }
+
+    /* Adds terms of base-2 logarithm `lse` and sum `of` (lane i of a half: the row's i-th, the same
+     * again every `lanes` lanes); returns their weights. */
+    template <int lanes> __device__ __forceinline__ float weigh(float lse, float of)
+    {
+        const float most = fmaxf(max, part_max<lanes>(lse));
+        const float base = most == -INFINITY ? 0.0f : most;
+        const float keep = exp2_fast(max - base); /* nothing yet: 0 */
+        const float weight = exp2_fast(lse - base);
+        sum = fmaf(sum, keep, part_sum<lanes>(weight * of));
+        if (max != most && max != -INFINITY) {
+            multiply(keep);
+        }
+        max = most;
+        return weight;
+    }
+
+    /* The outputs of the term that lane i of the half has the weight of. */
+    __device__ __forceinline__ void add(float weights, uint32_t i, const float4 (&a)[n])
+    {
+        const float weight = __shfl_sync(0xffffffffu, weights, (w.lane & 16) + i);
+        if (weight != 0.0f) { /* 0 * inf must not come through */
+#pragma unroll
+            for (int c = 0; c < n; c++) {
+                out[c] = multiply_add(weight, a[c], out[c]);
+            }
+        }
+    }
+
+    /* The results of `warps` warps of the group, 4 at most, from warp `from` on, in stage
+     * `stage`. */
+    __device__ __forceinline__ void add_own(uint32_t from, uint32_t warps, uint32_t stage)
+    {
+        const unsigned char *at = w.memory + stage * C::STAGE_BYTES;
+        float4 a[4][n];
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) {
+            const uint32_t row = w.group * 64 + (from + k) % 4 * 16;
+#pragma unroll
+            for (int c = 0; c < n; c++) {
+                a[k][c] = *(const float4 *)(at + result_offset<C>(row, m, column(c) / 4));
+            }
+        }
+        float2 state = make_float2(-INFINITY, 0.0f);
+        if (w.lane % 4 < warps && owns()) {
+            state = w.mine.state[from + w.lane % 4][m];
+        }
+        const float weights = weigh<4>(state.y == 0.0f ? -INFINITY : state.x, state.y);
+#pragma unroll
+        for (uint32_t k = 0; k < 4; k++) {
+            add(weights, k, a[k]);
+        }
+    }
+
+    /* `count` <= 16 partial results, `batch` at a time, from there. Lanes of a half past `count`
+     * have no weight; what is loaded for them belongs to others, or lies behind all. */
+    template <int batch>
+    __device__ __forceinline__ void add_parts(const float *from, uint32_t count, float weights)
+    {
 #pragma unroll 1
-        for (uint32_t i = 0; i < count; i += batch + further) {
+        for (uint32_t i = 0; i < count; i += batch, from += batch * C::D) {
             float4 a[batch][n];
-            float4 b[batch][n];
 #pragma unroll
             for (int k = 0; k < batch; k++) {
-                const uint32_t x = min(i + k, count - 1);
-                const uint32_t y = min(i + k + further, count - 1);
 #pragma unroll
                 for (int c = 0; c < n; c++) {
-                    a[k][c] = __ldcg((const float4 *)(at + x * next + column(c)));
-                    b[k][c] = __ldcg((const float4 *)(at + y * next + second + column(c)));
+                    a[k][c] = __ldcg((const float4 *)(from + k * C::D + column(c)));
                 }
             }
 #pragma unroll
             for (int k = 0; k < batch; k++) {
-                const float w0 = __shfl_sync(0xffffffffu, weight, i + k);
-                const float w1 = __shfl_sync(0xffffffffu, weight, other + i + k);
-#pragma unroll
-                for (int c = 0; c < n; c++) {
-                    add(c, w0, w1, a[k][c], b[k][c]);
-                }
+                add(weights, i + k, a[k]);
             }
         }
     }
 
     __device__ __forceinline__ void add_source(const relay_cuda_source &source)
     {
-        const size_t slot = (size_t)head * w.p.slots + source.slot;
+        const size_t slot = (size_t)head * w.p.slots + source.slot + m * source.count;
+        const uint32_t share = alone ? 8 : 16; /* of 16, or each half's own 16 */
 #pragma unroll 1
-        for (uint32_t at = 0; at < source.count; at += 16) {
-            const uint32_t count = min(source.count - at, 16u);
-            const size_t here = slot + (size_t)at * source.stride;
+        for (uint32_t begin = 0; begin < source.count; begin += 16) {
+            const uint32_t at = begin + (alone ? w.lane / 16 * 8 : 0);
+            const float *from = w.p.partial_out + (slot + at) * C::D;
             float lse = -INFINITY;
-            if (w.lane % 16 < count && valid) {
-                lse = partial_take(w.p.partial_lse + here + m + w.lane % 16 * source.stride);
+            if (w.lane % 16 < share && at + w.lane % 16 < source.count && valid) {
+                lse = partial_take(w.p.partial_lse + slot + at + w.lane % 16);
             }
             __syncwarp();
-            add_parts(here, source.stride, count, weigh(lse, 1.0f));
+            const float weights = weigh<16>(lse, 1.0f);
+            if (source.count - begin <= few) {
+                add_parts<few>(from, few, weights);
+            } else {
+                add_parts<many>(from, min(source.count - begin, share), weights);
+            }
         }
     }
 
-    /* Both halves of a row that was alone. */
+    /* Adds what the other half has of the same row. */
     __device__ __forceinline__ void gather()
     {
-        if (alone) {
+        if (!alone) {
+            return;
+        }
+        const float other = __shfl_xor_sync(0xffffffffu, max, 16);
+        const float most = fmaxf(max, other);
+        const float base = most == -INFINITY ? 0.0f : most;
+        const float mine = exp2_fast(max - base);
+        const float its = exp2_fast(other - base);
+        sum = sum * mine + __shfl_xor_sync(0xffffffffu, sum, 16) * its;
+        max = most;
 #pragma unroll
-            for (int c = 0; c < n; c++) {
-                out[0][c] = multiply_add(1.0f, out[1][c], out[0][c]);
+        for (int c = 0; c < n; c++) {
+            const float4 more = make_float4(__shfl_xor_sync(0xffffffffu, out[c].x, 16),
+                                            __shfl_xor_sync(0xffffffffu, out[c].y, 16),
+                                            __shfl_xor_sync(0xffffffffu, out[c].z, 16),
+                                            __shfl_xor_sync(0xffffffffu, out[c].w, 16));
+            out[c] = scaled(out[c], mine);
+            if (its != 0.0f) { /* 0 * inf must not come through */
+                out[c] = multiply_add(its, more, out[c]);
             }
         }
     }
@@ -245,7 +255,7 @@ template <class C> struct merging {
     __device__ __forceinline__ void write()
     {
         const relay_cuda_params &p = w.p;
-        const uint32_t packed = u.packed_begin + min(m, u.packed_count - 1);
+        const uint32_t packed = u.packed_begin + m;
         const uint32_t row = w.row_of(packed);
         const uint32_t q_head = head * p.group + packed - row * p.group;
         const uint2 place = w.place_at(p, u, row);
@@ -254,27 +264,25 @@ template <class C> struct merging {
         const float sink = p.sinks != nullptr ? __ldg(p.sinks + q_head) : -INFINITY;
         float lse = sink; /* nothing else to see: exactly the sink */
         if (p.sinks != nullptr) {
-            weigh(w.lane % 16 == 0 ? sink * RELAY_CUDA_LOG2E : -INFINITY,
-                  sum == 0.0f ? 0.0f : 1.0f);
+            weigh<16>(w.lane % 16 == 0 ? sink * RELAY_CUDA_LOG2E : -INFINITY,
+                      sum == 0.0f ? 0.0f : 1.0f);
         }
         if (sum != 0.0f) {
             lse = (max + log2_fast(sum)) * RELAY_CUDA_LN2;
         }
         multiply(sum == 0.0f ? 0.0f : reciprocal_fast(sum));
-        const uint32_t size = p.out_dtype == RELAY_DTYPE_F32 ? 4 : 2;
-        const uint64_t to = valid ? (uint64_t)io.out + at * p.dv * size : 0;
+        if (!owns()) {
+            return;
+        }
+        unsigned char *to =
+            (unsigned char *)io.out + at * p.dv * (p.out_dtype == RELAY_DTYPE_F32 ? 4 : 2);
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const uint64_t row_to = shuffle64(to, 16 * r);
-#pragma unroll
-            for (int c = 0; c < n; c++) {
-                const uint32_t column = 4 * (w.lane + 32 * c);
-                if (row_to != 0 && column < p.dv) {
-                    store_float(p.out_dtype, (void *)row_to, column, out[r][c]);
-                }
+        for (int c = 0; c < n; c++) {
+            if (has_column(c, p.dv)) {
+                store_float(p.out_dtype, to, column(c), out[c]);
             }
         }
-        if (io.lse != nullptr && w.lane % 16 == 0 && valid) {
+        if (io.lse != nullptr && w.lane % 16 == 0) {
             io.lse[at] = lse;
         }
     }
@@ -282,24 +290,19 @@ template <class C> struct merging {
     /* Normalises and stores the rows as partial results of the unit. */
     __device__ __forceinline__ void keep()
     {
-        const size_t slot = (size_t)head * w.p.slots + u.slot;
+        const size_t slot = (size_t)head * w.p.slots + u.slot + m * u.slot_stride;
         const float lse = sum == 0.0f ? -INFINITY : max + log2_fast(sum);
         multiply(sum == 0.0f ? 0.0f : reciprocal_fast(sum));
-        float *to = w.p.partial_out + (slot + first) * w.p.partial_stride + 4 * w.lane;
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-#pragma unroll
-            for (int c = 0; c < n; c++) {
-                if (first + r * step < u.packed_count && 4 * (w.lane + 32 * c) < C::D) {
-                    *(float4 *)(to + 128 * c) = out[r][c];
-                }
+        for (int c = 0; c < n; c++) {
+            if (owns() && has_column(c, C::D)) {
+                *(float4 *)(w.p.partial_out + slot * C::D + column(c)) = out[c];
             }
-            to += step * w.p.partial_stride;
         }
-        __threadfence();
+        fence_gpu();
         __syncwarp();
-        if (w.lane % 16 == 0 && valid) {
-            partial_give(w.p.partial_lse + slot + m, lse);
+        if (w.lane % 16 == 0 && owns()) {
+            partial_give(w.p.partial_lse + slot, lse);
         }
     }
 };
@@ -311,7 +314,7 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
                                             uint32_t head, bool own, uint32_t stage)
 {
     const uint32_t step = own ? w.head_warps() : 4;
-    const uint32_t first = w.warp % step;
+    const uint32_t first = w.warp & (step - 1);
 #pragma unroll 1
     for (uint32_t m = first; m < u.packed_count; m += 2 * step) {
         merging<C> merge(w, u, head, m, step);
@@ -341,13 +344,14 @@ __device__ __forceinline__ void keep_wide(const worker<C> &w, const relay_cuda_u
                                           row_state &st, float scale = 1.0f)
 {
     const relay_cuda_params &p = w.p;
-    const size_t first = (size_t)head * p.slots + u.slot + m;
+    const size_t first = (size_t)head * p.slots + u.slot + m * u.slot_stride;
+    const uint32_t second = 8 * u.slot_stride; /* slots further */
     float lse[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float sum = quad_sum(st.sum[r]);
         float inverse = sum == 0.0f ? 0.0f : reciprocal_fast(sum) * scale;
-        float *to = p.partial_out + (first + 8 * r) * p.partial_stride + 2 * (w.lane & 3);
+        float *to = p.partial_out + (first + r * second) * C::D + 2 * (w.lane & 3);
         lse[r] = sum == 0.0f ? -INFINITY : st.max[r] + log2_fast(sum);
         if (m + 8 * r < u.packed_count) {
 #pragma unroll
@@ -357,13 +361,13 @@ __device__ __forceinline__ void keep_wide(const worker<C> &w, const relay_cuda_u
             }
         }
     }
-    __threadfence();
+    fence_gpu();
     __syncwarp();
     if ((w.lane & 3) == 0) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             if (m + 8 * r < u.packed_count) {
-                partial_give(p.partial_lse + first + 8 * r, lse[r]);
+                partial_give(p.partial_lse + first + r * second, lse[r]);
             }
         }
     }

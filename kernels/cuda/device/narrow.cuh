@@ -230,6 +230,7 @@ template <class C> struct narrow_unit {
         const uint32_t g = w.lane >> 2;
         const float scale = value_scale(w, head);
         unsigned char *to = w.memory + stage * C::STAGE_BYTES;
+        const result_place<C> place(w.first_row, 2 * (w.lane & 3), C::F8 ? 2 * g : g);
         __syncwarp(); /* the results may lie where the values of the last tile did */
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
@@ -238,28 +239,22 @@ template <class C> struct narrow_unit {
             }
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                const uint32_t row = 8 * b + 2 * (w.lane & 3) + e;
                 const float sum = column_sum(st.sum[b][e]);
-                if (row >= u.packed_count) {
-                    continue;
-                }
 #pragma unroll
                 for (int c = 0; c < C::D / 16; c++) {
                     const float lo = o[c][b][e];
                     const float hi = o[c][b][e + 2];
-                    const uint32_t column = 16 * c + (C::F8 ? 2 * g : g);
-                    unsigned char *at =
-                        to + result_offset<C>(w.first_row, row, column >> 2) + (column & 3) * 4;
                     if (C::F8) {
-                        *(float2 *)at = make_float2(lo * scale, hi * scale);
+                        *(float2 *)(to + place.at(2 * c, b, e)) =
+                            make_float2(lo * scale, hi * scale);
                     } else {
-                        *(float *)at = lo;
-                        *(float *)(to + result_offset<C>(w.first_row, row, (column + 8) >> 2) +
-                                   (column & 3) * 4) = hi;
+                        *(float *)(to + place.at(2 * c, b, e)) = lo;
+                        *(float *)(to + place.at(2 * c + 1, b, e)) = hi;
                     }
                 }
                 if (g == 0) {
-                    w.mine.state[w.warp][row] = make_float2(st.max[b][e], sum);
+                    w.mine.state[w.warp][8 * b + 2 * (w.lane & 3) + e] =
+                        make_float2(st.max[b][e], sum);
                 }
             }
         }
@@ -311,14 +306,24 @@ template <class C> struct narrow_unit {
                     }
                 }
             }
+            uint2 appended_rows = make_uint2(0, 0);
+            uint32_t appended_page = 0;
+            if constexpr (!C::F8) {
+                if (__builtin_expect(!plain, 0)) {
+                    appended_rows = w.appended_rows(u, token);
+                    if (appended_rows.x < appended_rows.y) {
+                        appended_page = w.page_of(u, token + appended_rows.x);
+                    }
+                }
+            }
             if (any && u.packed_count <= 8) {
                 tile<1>(token, plain, scale);
             } else if (any) {
                 tile<2>(token, plain, scale);
             }
             if constexpr (!C::F8) {
-                if (__builtin_expect(!plain, 0)) {
-                    w.tile_append(u, head, token, w.use_stage);
+                if (__builtin_expect(appended_rows.x < appended_rows.y, 0)) {
+                    w.store_appended(u, head, token, w.use_stage, appended_rows, appended_page);
                 }
             }
             w.stage_used();

@@ -104,11 +104,17 @@ __device__ __forceinline__ void launch_next()
 #endif
 }
 
-__device__ __forceinline__ uint32_t load_acquire(const uint32_t *p)
+__device__ __forceinline__ uint32_t load_relaxed(const uint32_t *p)
 {
     uint32_t v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(v) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];\n" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+
+/* Acquire and release, which is half the way of __threadfence(). */
+__device__ __forceinline__ void fence_gpu()
+{
+    asm volatile("fence.acq_rel.gpu;\n" ::: "memory");
 }
 
 __device__ __forceinline__ void store_relaxed(uint32_t *p, uint32_t v)

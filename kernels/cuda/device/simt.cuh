@@ -132,7 +132,7 @@ __device__ __forceinline__ void simt_merge(const relay_cuda_params &p, const rel
         const relay_cuda_source &source =
             u.source_count == 1 ? u.source : p.sources[u.source_begin + i];
         for (uint32_t k = 0; k < source.count; k++) {
-            size_t slot = (size_t)head * p.slots + source.slot + m + (size_t)k * source.stride;
+            size_t slot = (size_t)head * p.slots + source.slot + (size_t)m * source.count + k;
             float lse = 0.0f;
             if (lane == 0) {
                 lse = partial_take(p.partial_lse + slot);
@@ -196,7 +196,7 @@ __device__ __forceinline__ void simt_keep(const relay_cuda_params &p, size_t slo
                 row.sum == 0.0f ? 0.0f : row.out[i] / row.sum;
         }
     }
-    __threadfence();
+    fence_gpu();
     __syncwarp();
     if (lane == 0) {
         partial_give(p.partial_lse + slot, row.sum == 0.0f ? -INFINITY : row.max + log2f(row.sum));
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(RELAY_CUDA_SIMT_THREADS)
         if ((u.flags & RELAY_CUDA_FINAL) != 0) {
             simt_write(p, head, u.packed_begin + m, row);
         } else {
-            simt_keep(p, (size_t)head * p.slots + u.slot + m, row);
+            simt_keep(p, (size_t)head * p.slots + u.slot + (size_t)m * u.slot_stride, row);
         }
     }
 }

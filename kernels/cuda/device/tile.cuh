@@ -132,8 +132,34 @@ __device__ __forceinline__ uint32_t result_offset(uint32_t first_row, uint32_t r
                ((q & 3) << 4);
     }
     return (piece & 1) * C::TENSOR_BYTES + (piece >> 1) * C::PLANE_BYTES + (first_row + r) * 128 +
-           (((c & 7) ^ ((r & 3) << 1)) << 4);
+           (((c & 7) ^ (r & 6)) << 4);
 }
+
+/* The same for a thread that has rows r + 8 b and r + 8 b + 1 (r even, below 8) and, of each 8
+ * columns, those that begin with `first` (below 8, or of each 16 below 16): what differs between
+ * its elements is known when this is compiled, which keeps the code for them short. */
+template <class C> struct result_place {
+    uint32_t whole;
+    uint32_t half;
+
+    __device__ __forceinline__ result_place(uint32_t first_row, uint32_t r, uint32_t first)
+        : whole(result_offset<C>(first_row, r, first >> 2) + (first & 3) * 4),
+          half((first_row + r) * 64 + first * 4)
+    {
+    }
+
+    /* Of columns 8 c + first .. of row r + 8 b + e. */
+    __device__ __forceinline__ uint32_t at(int c, int b, int e) const
+    {
+        const int piece = c / 4;
+        if (C::HALF_PLANE && piece >= 2 * C::PLANES) {
+            return half + (c - 8 * C::PLANES) / 2 * C::TENSOR_BYTES + C::PLANES * C::PLANE_BYTES +
+                   (8 * b + e) * 64 + c % 2 * 32;
+        }
+        return (whole ^ (c % 4 * 32)) + piece % 2 * C::TENSOR_BYTES + piece / 2 * C::PLANE_BYTES +
+               (8 * b + e) * 128;
+    }
+};
 
 } // namespace relay
 

@@ -256,9 +256,8 @@ template <class C> struct wide_wgmma {
     worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
-    uint32_t num_parts; /* of the unit */
-    uint32_t tile;      /* whose scores were begun last */
-    uint2 plain;        /* parts [x, y) that every row sees all of */
+    uint32_t tile; /* whose scores were begun last */
+    uint2 plain;   /* parts [x, y) that every row sees all of */
     query_registers<C> q;
     float o[C::D / 8][4];
     row_state st;
@@ -267,7 +266,6 @@ template <class C> struct wide_wgmma {
                                           uint32_t head_)
         : w(worker_), u(unit), head(head_), tile(0)
     {
-        num_parts = u.tiles;
         plain = plain_parts(w, u);
     }
 
@@ -310,7 +308,7 @@ template <class C> struct wide_wgmma {
     /* Softmax of part i (scores in s), its product with the values, and the next part's scores. */
     __device__ __forceinline__ void step(float (&s)[8][4], float (&next)[8][4], uint32_t i)
     {
-        const bool more = i + 1 < num_parts;
+        const bool more = i + 1 < u.tiles;
         const uint32_t stage = w.use_stage;
         if (more) {
             tile_next();
@@ -318,7 +316,9 @@ template <class C> struct wide_wgmma {
         }
         /* After the last part: the same scores again, and nobody looks at them. */
         scores_begin(next, w.use_stage);
-        w.load_more(C::STAGES);
+        if (more) {
+            w.load_more(C::STAGES);
+        }
         if (__builtin_expect(i - plain.x >= plain.y - plain.x, 0)) {
             scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
         }
@@ -360,6 +360,7 @@ template <class C> struct wide_wgmma {
         fence_proxy_async();
         w.group_barrier();
         queries_begin(w, u, head, q);
+        w.load_more(C::STAGES);
         scores_begin(s0, w.use_stage);
         append_all(w, u, head);
         wgmma_wait<0>();
@@ -367,11 +368,11 @@ template <class C> struct wide_wgmma {
 #pragma unroll 1
         for (uint32_t i = 0;; i += 2) {
             step(s0, s1, i);
-            if (i + 1 >= num_parts) {
+            if (i + 1 >= u.tiles) {
                 break;
             }
             step(s1, s0, i + 1);
-            if (i + 2 >= num_parts) {
+            if (i + 2 >= u.tiles) {
                 break;
             }
             if (__builtin_expect(w.asked, 0)) {

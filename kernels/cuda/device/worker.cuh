@@ -158,7 +158,7 @@ template <class C> struct worker {
     __device__ __forceinline__ uint2 unit_of(uint32_t number) const
     {
         const bool narrow = number >= p.wide_end && number < p.narrow_end;
-        const uint32_t shift = narrow ? p.narrow_heads >> 1 : 0;
+        const uint32_t shift = narrow ? p.narrow_shift : 0;
         const uint32_t heads = p.num_kv_heads >> shift;
         const uint32_t reciprocal = narrow ? p.narrow_reciprocal : p.heads_reciprocal;
         const uint32_t i = number < p.wide_end ? number
@@ -248,13 +248,14 @@ template <class C> struct worker {
     /* Warps that share a head's tokens in a NARROW unit. */
     __device__ __forceinline__ uint32_t head_warps() const
     {
-        return 4 / p.narrow_heads;
+        return 4u >> p.narrow_shift;
     }
 
     /* This warp's KV head. */
     __device__ __forceinline__ uint32_t head_of(const unit_slot &s) const
     {
-        return kind_of(s.unit) == RELAY_CUDA_NARROW ? s.head + warp / head_warps() : s.head;
+        return kind_of(s.unit) == RELAY_CUDA_NARROW ? s.head + (warp >> (2 - p.narrow_shift))
+                                                    : s.head;
     }
 
     /* Tokens are loaded from the step that holds token_begin on. */
@@ -276,7 +277,7 @@ template <class C> struct worker {
         if (C::PAIRS && kind_of(u) == RELAY_CUDA_PAIR) {
             part = group * 4 + warp;
         } else if (kind_of(u) == RELAY_CUDA_NARROW) {
-            part = warp % head_warps();
+            part = warp & (head_warps() - 1);
         }
         return first_token(u) + (tile << tile_shift(u)) + part * 16;
     }
@@ -406,11 +407,24 @@ template <class C> struct worker {
         }
     }
 
+    static constexpr uint64_t LATER = 1;
+
+    /* Keys or values of token t of the segment, which comes with the call. */
+    __device__ __forceinline__ uint64_t appended_place(const relay_cuda_unit &u, uint32_t head,
+                                                       uint32_t t, bool is_value) const
+    {
+        const relay_cuda_io &io = io_at(p, u.append_io);
+        const void *rows = is_value && p.v != p.k ? io.v : io.k;
+        const size_t i = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
+        return (uint64_t)rows + i * (is_value ? p.v_row_bytes : p.k_row_bytes);
+    }
+
     /* Where lane i finds the keys of the i-th of this warp's 16 tokens from `token` on, lane 16 + i
      * its values; 0 where the unit has none. Any page size (one page for all: `page`, if `paged`),
-     * and tokens that come with the call. */
+     * and tokens that come with the call, which are LATER if `early`. */
     __device__ __forceinline__ uint64_t row_place(const relay_cuda_unit &u, uint32_t head,
-                                                  uint32_t token, bool paged, uint32_t page) const
+                                                  uint32_t token, bool paged, uint32_t page,
+                                                  bool early = false) const
     {
         const bool is_value = lane >= 16;
         const uint32_t t = token + lane % 16;
@@ -422,14 +436,11 @@ template <class C> struct worker {
             if (C::F8) {
                 return 0; /* tile_convert() puts it there */
             }
-            const relay_cuda_io &io = io_at(p, u.append_io);
-            const void *rows = is_value && p.v != p.k ? io.v : io.k;
-            size_t i = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
-            return (uint64_t)rows + i * row_bytes;
+            return early ? LATER : appended_place(u, head, t, is_value);
         }
         uint32_t in_page = t & ((1u << p.page_shift) - 1);
         if (!paged) {
-            uint32_t i = t / p.page_tokens;
+            const uint32_t i = page_index(t);
             page = __ldg(p.pages + u.page_begin + i);
             in_page = t - i * p.page_tokens;
         }
@@ -439,6 +450,7 @@ template <class C> struct worker {
 
     /* Keys or values row by row, from what lanes `first` to `first` + 15 found; zeros where that is
      * nothing or rows are padded. */
+    template <bool early = false>
     __device__ __forceinline__ void load_rows(uint32_t to, uint64_t from, uint32_t first,
                                               uint32_t dim) const
     {
@@ -447,6 +459,9 @@ template <class C> struct worker {
             uint32_t row = i / C::CHUNKS;
             uint32_t chunk = i % C::CHUNKS;
             uint64_t at = __shfl_sync(0xffffffffu, from, first + row);
+            if (early && at == LATER) {
+                continue;
+            }
             cp_async(to + stored_offset<C>(first_row + row, chunk), (const void *)(at + chunk * 16),
                      at != 0 && chunk * C::CHUNK_ELEMENTS < dim ? 16 : 0);
         }
@@ -472,9 +487,9 @@ template <class C> struct worker {
     }
 
     /* This warp's 16 rows of queries from there; rows that are nowhere become zero. */
-    __device__ __forceinline__ void load_queries(uint64_t from) const
+    template <int unroll = 1> __device__ __forceinline__ void load_queries(uint64_t from) const
     {
-#pragma unroll 1
+#pragma unroll unroll
         for (uint32_t i = lane; i < 2 * C::D; i += 32) {
             uint32_t row = i / (C::D / 8);
             uint32_t chunk = i % (C::D / 8);
@@ -484,10 +499,31 @@ template <class C> struct worker {
         }
     }
 
-    /* Starts the next tile of the stream, if a unit that is known has one. */
-    __device__ __forceinline__ bool load_next(bool with_queries)
+    /* What comes with the call of this warp's 16 tokens from `token` on, to a stage. */
+    __device__ __forceinline__ void load_appended(const relay_cuda_unit &u, uint32_t head,
+                                                  uint32_t token, uint32_t stage) const
     {
-        if (__builtin_expect(run == 0, 0) && !load_prepare(with_queries)) {
+        const uint2 rows = appended_rows(u, token);
+#pragma unroll 1
+        for (uint32_t row = rows.x; row < rows.y; row++) {
+#pragma unroll 1
+            for (uint32_t c = lane; c < 2 * C::CHUNKS; c += 32) {
+                const bool is_value = c >= C::CHUNKS;
+                const uint32_t chunk = c % C::CHUNKS;
+                const uint64_t at = appended_place(u, head, token + row, is_value);
+                cp_async((is_value ? value_tile(stage) : key_tile(stage)) +
+                             stored_offset<C>(first_row + row, chunk),
+                         (const void *)(at + chunk * 16),
+                         chunk * C::CHUNK_ELEMENTS < (is_value ? p.dv : p.dqk) ? 16 : 0);
+            }
+        }
+    }
+
+    /* Starts the next tile of the stream, if a unit that is known has one. `first`: of the launch,
+     * whose queries come otherwise; then with `early` all but what comes with the call. */
+    template <bool first = false> __device__ __forceinline__ bool load_next(bool early = false)
+    {
+        if (__builtin_expect(run == 0, 0) && !load_prepare(!first)) {
             return false;
         }
         if (__builtin_expect(run != 0, 1)) {
@@ -502,11 +538,12 @@ template <class C> struct worker {
             const unit_slot &from = slot(load_at);
             const bool paged = (p.flags & RELAY_CUDA_P_POW2) != 0;
             uint32_t page = __shfl_sync(0xffffffffu, pages, (load_tile - pages_tile) % 32);
-            uint64_t rows = row_place(from.unit, head_of(from), load_token, paged, page);
+            uint64_t rows =
+                row_place(from.unit, head_of(from), load_token, paged, page, first && early);
 #pragma unroll 1
             for (uint32_t values = 0; values < 2; values++) {
-                load_rows(key_tile(load_stage) + values * C::TILE_BYTES, rows, values * 16,
-                          values ? p.dv : p.dqk);
+                load_rows<first>(key_tile(load_stage) + values * C::TILE_BYTES, rows, values * 16,
+                                 values ? p.dv : p.dqk);
             }
         }
         cp_async_commit();
@@ -521,7 +558,7 @@ template <class C> struct worker {
     __device__ __forceinline__ void load_more(uint32_t limit)
     {
 #pragma unroll 1
-        while (ahead < limit && load_next(true)) {
+        while (ahead < limit && load_next()) {
         }
     }
 
@@ -550,19 +587,44 @@ template <class C> struct worker {
 
     /* ---- the tokens that come with the call ---- */
 
-    /* Stores those of them among this warp's 16 from `token` on, from the tile to their pages. */
+    /* Which rows of this warp's 16 tokens from `token` on they are: [x, y). */
+    __device__ __forceinline__ uint2 appended_rows(const relay_cuda_unit &u, uint32_t token) const
+    {
+        const uint32_t lo = max(max(u.append_token, u.token_begin), token);
+        const uint32_t hi = min(min(u.append_token + u.append_count, u.token_end), token + 16);
+        return appends(u, token, 16) && lo < hi ? make_uint2(lo - token, hi - token)
+                                                : make_uint2(0, 0);
+    }
+
+    /* Which page of its segment a token is in. */
+    __device__ __forceinline__ uint32_t page_index(uint32_t token) const
+    {
+        return (p.flags & RELAY_CUDA_P_POW2) != 0 ? token >> p.page_shift : token / p.page_tokens;
+    }
+
+    __device__ __forceinline__ uint32_t page_of(const relay_cuda_unit &u, uint32_t token) const
+    {
+        return __ldg(p.pages + u.page_begin + page_index(token));
+    }
+
+    __device__ __forceinline__ uint32_t token_in_page(uint32_t token) const
+    {
+        return token - page_index(token) * p.page_tokens;
+    }
+
+    /* Stores those rows from the tile to their pages; `page`: the first one's. */
     __device__ __forceinline__ void store_appended(const relay_cuda_unit &u, uint32_t head,
-                                                   uint32_t token, uint32_t stage) const
+                                                   uint32_t token, uint32_t stage, uint2 rows,
+                                                   uint32_t page) const
     {
         const unsigned char *keys = memory + stage * C::STAGE_BYTES;
 #pragma unroll 1
-        for (uint32_t row = 0; row < 16; row++) {
-            uint32_t t = token + row;
-            if (t - u.append_token >= u.append_count || t < u.token_begin || t >= u.token_end) {
-                continue;
+        for (uint32_t row = rows.x; row < rows.y; row++) {
+            const uint32_t in_page = token_in_page(token + row);
+            if (row != rows.x && in_page == 0) {
+                page = page_of(u, token + row);
             }
-            uint32_t page = __ldg(p.pages + u.page_begin + t / p.page_tokens);
-            size_t place = (size_t)head * p.page_tokens + t % p.page_tokens;
+            const size_t place = (size_t)head * p.page_tokens + in_page;
 #pragma unroll 1
             for (uint32_t c = lane; c < 2 * C::CHUNKS; c += 32) {
                 bool is_value = c >= C::CHUNKS;
@@ -584,16 +646,12 @@ template <class C> struct worker {
                                                   uint32_t token) const
     {
         const relay_cuda_io &io = io_at(p, u.append_io);
+        const uint2 rows = appended_rows(u, token);
 #pragma unroll 1
-        for (uint32_t row = 0; row < 16; row++) {
-            uint32_t t = token + row;
-            uint32_t i = t - u.append_token;
-            if (i >= u.append_count || t < u.token_begin || t >= u.token_end) {
-                continue;
-            }
-            size_t from = (size_t)(u.append_row + i) * p.num_kv_heads + head;
-            size_t place = (size_t)head * p.page_tokens + t % p.page_tokens;
-            size_t page = __ldg(p.pages + u.page_begin + t / p.page_tokens) * p.page_stride;
+        for (uint32_t t = token + rows.x; t < token + rows.y; t++) {
+            size_t from = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
+            size_t place = (size_t)head * p.page_tokens + token_in_page(t);
+            size_t page = page_of(u, t) * p.page_stride;
             if (lane < p.dqk / 8) {
                 ((uint4 *)(p.k + page + place * p.k_row_bytes))[lane] =
                     ((const uint4 *)io.k)[from * (p.dqk / 8) + lane];
@@ -622,7 +680,7 @@ template <class C> struct worker {
         }
         row.k_scale = p.k_scale != nullptr ? __ldg(p.k_scale + head) : 1.0f;
         row.v_scale = shared ? row.k_scale : p.v_scale != nullptr ? __ldg(p.v_scale + head) : 1.0f;
-        row.page = __ldg(p.pages + u.page_begin + (u.append_token + at) / p.page_tokens);
+        row.page = page_of(u, u.append_token + at);
     }
 
     /* F8: puts such a row, as token t of the segment and row `row` of a stage, there and into its
@@ -632,7 +690,7 @@ template <class C> struct worker {
     {
         unsigned char *keys = memory + stage * C::STAGE_BYTES;
         const size_t page = from.page * p.page_stride;
-        const size_t place = (size_t)head * p.page_tokens + t % p.page_tokens;
+        const size_t place = (size_t)head * p.page_tokens + token_in_page(t);
         unsigned char *k = (unsigned char *)p.k + page + place * p.k_row_bytes;
         unsigned char *v = (unsigned char *)p.v + page + place * p.v_row_bytes;
 #pragma unroll
@@ -680,8 +738,9 @@ template <class C> struct worker {
     __device__ __forceinline__ void tile_append(const relay_cuda_unit &u, uint32_t head,
                                                 uint32_t token, uint32_t stage) const
     {
-        if (appends(u, token, 16)) {
-            store_appended(u, head, token, stage);
+        const uint2 rows = appended_rows(u, token);
+        if (rows.x < rows.y) {
+            store_appended(u, head, token, stage, rows, page_of(u, token + rows.x));
         }
     }
 

@@ -156,7 +156,7 @@ static void take_sources(struct machine *m, const struct relay_cuda_unit *u, uin
             CHECK(memcmp(source, &u->source, sizeof(*source)) == 0);
         }
         for (uint32_t k = 0; k < source->count; k++) {
-            uint32_t slot = source->slot + k * source->stride + row;
+            uint32_t slot = source->slot + row * source->count + k;
             CHECK(slot < m->schedule->slots);
             /* Its producer came before, and nobody took it. */
             CHECK(!m->slots[slot].pending);
@@ -214,8 +214,9 @@ static void run_unit(struct machine *m, const struct relay_layer_kind *kind,
             m->written[packed] = true;
             m->rows[packed] = sum;
         } else {
-            CHECK(u->slot + i < m->schedule->slots && m->slots[u->slot + i].pending);
-            m->slots[u->slot + i] = sum;
+            uint32_t slot = u->slot + i * u->slot_stride;
+            CHECK(slot < m->schedule->slots && m->slots[slot].pending);
+            m->slots[slot] = sum;
         }
     }
 }
