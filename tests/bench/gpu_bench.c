@@ -5,6 +5,7 @@
  *
  *     gpu_bench --gates                      the cells that have a gate
  *     gpu_bench --cells 32/8:64:2048:1024,8/1:8:2048:128
+ *     gpu_bench --cells -                    the same, one a line, from standard input
  *     gpu_bench --grid --out grid.jsonl      all cells; those in the file already are left out
  *     ... --variants[=pair,single]           also with single choices undone
  *     ... --f8                               K/V as F8_E4M3 in place of BF16
@@ -534,10 +535,10 @@ static int grid_cells(struct shape *cells)
     return n;
 }
 
-static int parse_cells(const char *text, struct shape *cells)
+static int parse_cells(const char *text, struct shape *cells, int most)
 {
     int n = 0;
-    while (*text != '\0' && n < CELLS_MAX) {
+    while (*text != '\0' && n < most) {
         struct shape *s = &cells[n];
         int used = 0;
         if (sscanf(text, "%u/%u:%u:%u:%u%n", &s->q_heads, &s->kv_heads, &s->batch, &s->prompt,
@@ -550,6 +551,19 @@ static int parse_cells(const char *text, struct shape *cells)
         text += *text == ',';
     }
     return n;
+}
+
+/* Answers each cell of standard input before it reads the next one. */
+static void bench_stdin(struct bench *b)
+{
+    char line[256];
+    struct shape cells[1];
+    while (fgets(line, sizeof(line), stdin) != NULL) {
+        line[strcspn(line, "\n")] = '\0';
+        if (line[0] != '\0' && parse_cells(line, cells, 1) == 1) {
+            bench_cell(b, &cells[0], "default", NULL, 0);
+        }
+    }
 }
 
 static bool is_done(const struct bench *b, const struct shape *s)
@@ -603,6 +617,7 @@ int main(int argc, char **argv)
     struct bench b = {.seconds = 1e9, .kv_dtype = RELAY_DTYPE_BF16};
     size_t arena_mib = 20480;
     bool with_variants = false;
+    bool from_stdin = false;
     const char *which = NULL; /* of the variants; NULL: all */
     int n = 0;
     int option;
@@ -610,7 +625,8 @@ int main(int argc, char **argv)
     while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         switch (option) {
         case 'c':
-            n += parse_cells(optarg, cells + n);
+            from_stdin = strcmp(optarg, "-") == 0;
+            n += from_stdin ? 0 : parse_cells(optarg, cells + n, CELLS_MAX - n);
             break;
         case 'g':
             memcpy(cells + n, gates, sizeof(gates));
@@ -652,6 +668,9 @@ int main(int argc, char **argv)
         }
     }
     bench_init(&b, arena_mib << 20);
+    if (from_stdin) {
+        bench_stdin(&b);
+    }
     for (int i = 0; i < n && now_us() - start < b.seconds * 1e6; i++) {
         if (is_done(&b, &cells[i])) {
             continue;
