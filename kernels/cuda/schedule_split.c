@@ -79,25 +79,11 @@ static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_
     return best;
 }
 
-/* Hundredths of a microsecond: a step of a tile that its rows bound, a step of own tokens when all
- * warpgroups stream, a unit's beginning and end, 16 more partial results to merge. */
+/* Hundredths of a step: one of a tile that its rows bound, a unit's beginning and end, 16 more
+ * partial results to merge. */
 #define WIDE_STEP 120u
-#define OWN_STEP  200u
 #define UNIT      300u
-#define MERGE_16  80u
-
-/* So many splits that the prompt's tiles are long done when own tokens are: more would only leave
- * more to merge. */
-static uint32_t enough(const struct schedule_builder *b, uint32_t steps, const struct load *own)
-{
-    uint32_t slots = b->geometry->blocks * b->geometry->groups;
-    uint64_t span = own->steps * OWN_STEP / slots;
-    uint32_t n = 1;
-    while (n < SPLITS_MOST && 4u * (relay_ceil_div_u32(steps, n) * WIDE_STEP + UNIT) > span) {
-        n++;
-    }
-    return n;
-}
+#define MERGE_16  160u
 
 /* What units of `quantum` steps cost that run at once, the requests' own after the shared ones
  * where there is no room beside them; UINT64_MAX where there are too many shared ones for that.
@@ -155,17 +141,71 @@ static uint32_t one_wave(const struct schedule_builder *b)
     return best;
 }
 
+/* With all own units of `quantum` steps at work at once, the steps of a shared one: warpgroups that
+ * are left are worth taking, so that prompts are done before the requests' own tokens. */
+static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
+{
+    const struct schedule_split *splits = b->splits.data;
+    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint64_t own_units = 0;
+    uint32_t own_steps = 0;
+    uint32_t best = quantum;
+    uint64_t best_cost = UINT64_MAX;
+    for (uint32_t s = 0; s < b->plan->num_segments; s++) {
+        if (splits[s].kind == RELAY_CUDA_PAIR) {
+            return quantum; /* its units have the multiprocessors to themselves */
+        }
+        if (!b->plan->segments[s].shared) {
+            own_units +=
+                (uint64_t)splits[s].tiles * b->heads * relay_ceil_div_u32(splits[s].steps, quantum);
+            own_steps = max_u32(own_steps, min_u32(splits[s].steps, quantum));
+        }
+    }
+    for (uint32_t q = quantum; own_units != 0 && q >= STEPS_LEAST; q -= max_u32(q / 8, 1)) {
+        uint64_t units = own_units;
+        uint32_t steps = 0;
+        uint32_t parts = 0;
+        uint64_t own = own_steps * 100u;
+        uint64_t shared;
+        for (uint32_t s = 0; s < b->plan->num_segments; s++) {
+            if (b->plan->segments[s].shared && splits[s].tiles != 0) {
+                uint32_t n = relay_ceil_div_u32(splits[s].steps, q);
+                units += (uint64_t)splits[s].tiles * b->heads * n;
+                steps = max_u32(steps, relay_ceil_div_u32(splits[s].steps, n));
+                parts = max_u32(parts, n);
+            }
+        }
+        if (units > slots || parts > SPLITS_MOST) {
+            break;
+        }
+        /* The later of the two, and a little for the memory that both want. */
+        shared = (uint64_t)steps * WIDE_STEP;
+        shared = (own > shared ? own + shared / 4 : shared + own / 4) + parts * MERGE_16 / 16u;
+        if (shared + shared / 20 < best_cost) { /* more partial results must be worth it */
+            best_cost = shared;
+            best = q;
+        }
+    }
+    return best;
+}
+
+/* Up to so many steps, where own tokens take twice as long, wide units are quicker alone on a
+ * multiprocessor, beside own tokens, than half as long with a second one there. */
+#define APART_STEPS 16u
+
 static uint32_t splits_of(const struct schedule_builder *b, const struct schedule_split *split,
-                          bool shared, const struct load loads[2], uint32_t quantum)
+                          bool shared, const struct load loads[2], const uint32_t quanta[2])
 {
     const struct relay_cuda_tuning *tuning = b->tuning;
     uint32_t slots = b->geometry->blocks * b->geometry->groups;
-    uint32_t least = tuning->steps_least != 0 ? tuning->steps_least : STEPS_LEAST;
+    uint32_t least = tuning->steps_least != 0 ? tuning->steps_least : shared ? 1 : STEPS_LEAST;
     uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : SLOT_COST;
     uint32_t fixed = shared ? tuning->shared_splits : tuning->own_splits;
+    uint32_t quantum = quanta[shared ? 0 : 1];
     const struct load *load = &loads[shared ? 0 : 1];
-    uint32_t free_slots = slots;
     uint64_t units;
+    uint32_t unit;
+    uint32_t n;
     if (fixed != 0) {
         return fixed;
     }
@@ -174,15 +214,21 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     }
     /* Few own tokens: they take their warpgroups, the prompts split over the others. */
     if (shared && loads[1].tiles < slots / 2) {
-        free_slots = slots - (uint32_t)loads[1].tiles;
+        slots -= (uint32_t)loads[1].tiles;
     }
     if (!shared && load->steps >= (uint64_t)slots * split->steps) {
         return 1; /* enough to do without */
     }
     /* As if all were as long as this one: so many units of it make the same work. */
     units = (load->steps + split->steps - 1) / split->steps;
-    units = cheapest(split->steps, units, free_slots, least, slot_cost);
-    return shared ? min_u32((uint32_t)units, enough(b, split->steps, &loads[1])) : (uint32_t)units;
+    if (shared && split->kind == RELAY_CUDA_WIDE) {
+        n = cheapest(split->steps, units, slots / 2, least, slot_cost);
+        unit = relay_ceil_div_u32(split->steps, n);
+        if (unit <= APART_STEPS && 2 * unit * slots <= loads[1].steps) {
+            return n;
+        }
+    }
+    return cheapest(split->steps, units, slots, least, slot_cost);
 }
 
 static uint32_t invariant_steps(const struct relay_plan_segment *segment)
@@ -197,14 +243,15 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
 {
     struct load loads[2];
     struct schedule_split *splits;
-    uint32_t quantum;
+    uint32_t quanta[2]; /* of shared segments and of own ones; 0: by splits_of() */
     enum relay_code code = schedule_grow(&b->splits, (size_t)b->plan->num_segments + 1, err);
     if (code != RELAY_OK) {
         return code;
     }
     splits = b->splits.data;
     survey(b, loads);
-    quantum = b->tuning->batch_invariant ? 0 : one_wave(b);
+    quanta[1] = b->tuning->batch_invariant ? 0 : one_wave(b);
+    quanta[0] = quanta[1] != 0 ? shared_wave(b, quanta[1]) : 0;
     for (uint32_t s = 0; s < b->plan->num_segments; s++) {
         struct schedule_split *split = &splits[s];
         const struct relay_plan_segment *segment = &b->plan->segments[s];
@@ -216,8 +263,8 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
             continue;
         }
         steps = invariant ? invariant_steps(segment)
-                          : relay_ceil_div_u32(
-                                split->steps, splits_of(b, split, segment->shared, loads, quantum));
+                          : relay_ceil_div_u32(split->steps,
+                                               splits_of(b, split, segment->shared, loads, quanta));
         steps += even ? steps % 2 : 0;
         split->tokens = (uint32_t)(steps * RELAY_CUDA_STEP_TOKENS > INT32_MAX
                                        ? INT32_MAX / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS
