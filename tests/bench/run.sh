@@ -10,13 +10,16 @@
 #                                              with --peers PyTorch by turns with it, in 15 minutes;
 #                                              cpu_grid.py explains the OPTIONS (a part of the grid, a
 #                                              file to go on from)
-#        tests/bench/run.sh gpu [OPTIONS]      the cuda backend on a grid of cells (preset cuda, a GPU),
+#        tests/bench/run.sh gpu [--peers] [OPTIONS]
+#                                              the cuda backend on a grid of cells (preset cuda, a GPU),
 #                                              beside what peers took on an H200; gpu_bench explains
-#                                              its OPTIONS
+#                                              its OPTIONS. With --peers those of them that are
+#                                              installed take turns with ours; gpu_peers.py explains
+#                                              the OPTIONS then
 #   --json            one JSON object a line, as the benches print them
 #   RELAY_BUILD_DIR   build folder (build/release); its relayd, relayctl and benches must be built
 #   RELAY_BENCH_PYTHON  a Python with torch, for --peers; without it the environment that
-#                     tests/engine/run.sh made
+#                     tests/engine/run.sh made (cpu), or python3 (gpu)
 #   RELAY_BENCH_NICE  a command in front of all, e.g. "chrt -f 10" on a machine with other work
 #
 # rpc is: unary and stream calls of 384 KiB in and 256 KiB out, by turns with a bare C core echo of
@@ -30,7 +33,7 @@ build=${RELAY_BUILD_DIR:-build/release}
 read -r -a nice <<<"${RELAY_BENCH_NICE:-env}"
 
 usage() {
-  sed -n '2,27s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,30s/^# \{0,1\}//p' "$0" >&2
   exit 64
 }
 
@@ -95,14 +98,21 @@ cpu() {
 }
 
 gpu() {
-  local lines
+  local work peers=tests/bench/peers_h200.jsonl
   build=${RELAY_BUILD_DIR:-build/cuda}
-  lines=$(mktemp)
+  work=$(mktemp -d)
   # shellcheck disable=SC2064 # the name as it is now
-  trap "rm -f '$lines'" EXIT
-  [ $# -gt 0 ] || set -- --grid
-  "$build/tests/bench/gpu_bench" --out "$lines" "$@" >&2
-  python3 tests/bench/gpu_table.py "$lines" --peers tests/bench/peers_h200.jsonl --plot "$build/gpu.svg"
+  trap "rm -rf '$work'" EXIT
+  if [ "${1:-}" = --peers ]; then
+    shift
+    "${RELAY_BENCH_PYTHON:-python3}" tests/bench/gpu_peers.py --bench "$build/tests/bench/gpu_bench" \
+      --out "$work/ours" --peers-out "$work/peers" "$@" >&2
+    peers=$work/peers
+  else
+    [ $# -gt 0 ] || set -- --grid
+    "$build/tests/bench/gpu_bench" --out "$work/ours" "$@" >&2
+  fi
+  python3 tests/bench/gpu_table.py "$work/ours" --peers "$peers" --plot "$build/gpu.svg"
 }
 
 [ $# -ge 1 ] || usage
