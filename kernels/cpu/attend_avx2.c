@@ -3,6 +3,7 @@
 
 /* 8 to 12 sums; three of sixteen registers are left for keys and a query. */
 #define TILE_VECS(nr) ((nr) == 1 ? 8u : (nr) <= 3 ? 4u : 2u)
+#define DIRECT_ROWS   36u
 #include "cpu/attend_f32.inc"
 
 #include <cpuid.h>

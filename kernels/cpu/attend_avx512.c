@@ -3,6 +3,7 @@
 
 /* 24 sums at six rows. */
 #define TILE_VECS(nr) 4u
+#define DIRECT_ROWS   66u
 #include "cpu/attend_f32.inc"
 
 static bool available(void)
