@@ -7,6 +7,7 @@
 #ifndef RELAY_CUDA_DEVICE_NARROW_CUH
 #define RELAY_CUDA_DEVICE_NARROW_CUH
 
+#include "cuda/device/append.cuh"
 #include "cuda/device/f8.cuh"
 #include "cuda/device/merge.cuh"
 
@@ -276,7 +277,7 @@ template <class C> struct narrow_unit {
         column_reset(st);
         if constexpr (C::F8 && C::QUERIES_IN_REGISTERS) {
             if (w.appends(u, u.append_token, 1)) {
-                w.append_fetch(u, head, 0, appended); /* long before it is needed */
+                append_fetch(w, u, head, 0, appended); /* long before it is needed */
             }
         }
         w.rows_begin(u, head);
@@ -298,11 +299,11 @@ template <class C> struct narrow_unit {
             if constexpr (C::F8) {
                 if (__builtin_expect(!plain, 0) && w.appends(u, token, 16)) {
                     if constexpr (C::QUERIES_IN_REGISTERS) {
-                        w.tile_convert(u, head, token, w.use_stage, appended);
+                        append_convert(w, u, head, token, w.use_stage, appended);
                     } else { /* registers are short */
                         appended_row<C> late;
-                        w.append_fetch(u, head, 0, late);
-                        w.tile_convert(u, head, token, w.use_stage, late);
+                        append_fetch(w, u, head, 0, late);
+                        append_convert(w, u, head, token, w.use_stage, late);
                     }
                 }
             }
@@ -323,7 +324,7 @@ template <class C> struct narrow_unit {
             }
             if constexpr (!C::F8) {
                 if (__builtin_expect(appended_rows.x < appended_rows.y, 0)) {
-                    w.store_appended(u, head, token, w.use_stage, appended_rows, appended_page);
+                    append_store(w, u, head, token, w.use_stage, appended_rows, appended_page);
                 }
             }
             w.stage_used();

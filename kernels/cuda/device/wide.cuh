@@ -181,8 +181,8 @@ template <class C> struct wide_mma {
                 const uint32_t mine = w.warp_token(u, tile);
                 if (w.appends(u, mine, 16)) {
                     appended_row<C> appended;
-                    w.append_fetch(u, head, 0, appended);
-                    w.tile_convert(u, head, mine, stage, appended);
+                    append_fetch(w, u, head, 0, appended);
+                    append_convert(w, u, head, mine, stage, appended);
                 }
                 tile_open(w, stage);
                 w.group_barrier();
@@ -193,7 +193,7 @@ template <class C> struct wide_mma {
             const uint32_t token = w.first_token(u) + tile * RELAY_CUDA_STEP_TOKENS;
             w.load_more(C::STAGES);
             if constexpr (!C::F8) {
-                w.tile_append(u, head, w.warp_token(u, tile), stage);
+                append_tile(w, u, head, w.warp_token(u, tile), stage);
             }
 #pragma unroll 1
             for (uint32_t part = 0; part < 64; part += 8 * n) {
@@ -222,23 +222,6 @@ template <class C> struct wide_mma {
         keep_wide(w, u, head, m, o, st, value_scale(w, head));
     }
 };
-
-/* New tokens are rare in wide units, so all tiles with any are read again from where they are. */
-template <class C>
-__device__ __forceinline__ void append_all(const worker<C> &w, const relay_cuda_unit &u,
-                                           uint32_t head)
-{
-    if (u.append_count == 0) {
-        return;
-    }
-#pragma unroll 1
-    for (uint32_t t = 0; t < u.tiles; t++) {
-        uint32_t token = w.warp_token(u, t);
-        if (w.appends(u, token, 16)) {
-            w.copy_appended(u, head, token);
-        }
-    }
-}
 
 /* Parts of 64 tokens [x, y) of a unit that every row sees all of. */
 template <class C>

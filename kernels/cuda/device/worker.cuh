@@ -7,23 +7,12 @@
 #ifndef RELAY_CUDA_DEVICE_WORKER_CUH
 #define RELAY_CUDA_DEVICE_WORKER_CUH
 
-#include "cuda/device/convert.cuh"
 #include "cuda/device/tile.cuh"
 
 namespace relay
 {
 
 #define RELAY_CUDA_NONE 0xffffffffu
-
-/* A token that comes with the call, of one head, on its way to F8; a lane's elements. */
-template <class C> struct appended_row {
-    static constexpr uint32_t n = (C::D + 127) / 128;
-    uint2 k[n];
-    uint2 v[n];
-    float k_scale;
-    float v_scale;
-    uint32_t page;
-};
 
 template <class C> struct worker {
     const relay_cuda_params &p;
@@ -434,7 +423,7 @@ template <class C> struct worker {
         }
         if (t - u.append_token < u.append_count && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
             if (C::F8) {
-                return 0; /* tile_convert() puts it there */
+                return 0; /* append_convert() puts it there */
             }
             return early ? LATER : appended_place(u, head, t, is_value);
         }
@@ -610,138 +599,6 @@ template <class C> struct worker {
     __device__ __forceinline__ uint32_t token_in_page(uint32_t token) const
     {
         return token - page_index(token) * p.page_tokens;
-    }
-
-    /* Stores those rows from the tile to their pages; `page`: the first one's. */
-    __device__ __forceinline__ void store_appended(const relay_cuda_unit &u, uint32_t head,
-                                                   uint32_t token, uint32_t stage, uint2 rows,
-                                                   uint32_t page) const
-    {
-        const unsigned char *keys = memory + stage * C::STAGE_BYTES;
-#pragma unroll 1
-        for (uint32_t row = rows.x; row < rows.y; row++) {
-            const uint32_t in_page = token_in_page(token + row);
-            if (row != rows.x && in_page == 0) {
-                page = page_of(u, token + row);
-            }
-            const size_t place = (size_t)head * p.page_tokens + in_page;
-#pragma unroll 1
-            for (uint32_t c = lane; c < 2 * C::CHUNKS; c += 32) {
-                bool is_value = c >= C::CHUNKS;
-                uint32_t chunk = is_value ? c - C::CHUNKS : c;
-                if (chunk * 8 >= (is_value ? p.dv : p.dqk) || (is_value && p.v == p.k)) {
-                    continue;
-                }
-                uint4 bits = *(const uint4 *)(keys + (is_value ? C::TENSOR_BYTES : 0) +
-                                              tile_offset<C>(first_row + row, chunk));
-                unsigned char *to = (unsigned char *)(is_value ? p.v : p.k) + page * p.page_stride +
-                                    place * (is_value ? p.v_row_bytes : p.k_row_bytes) + chunk * 16;
-                *(uint4 *)to = bits;
-            }
-        }
-    }
-
-    /* The same from the call's own tensors. */
-    __device__ __forceinline__ void copy_appended(const relay_cuda_unit &u, uint32_t head,
-                                                  uint32_t token) const
-    {
-        const relay_cuda_io &io = io_at(p, u.append_io);
-        const uint2 rows = appended_rows(u, token);
-#pragma unroll 1
-        for (uint32_t t = token + rows.x; t < token + rows.y; t++) {
-            size_t from = (size_t)(u.append_row + t - u.append_token) * p.num_kv_heads + head;
-            size_t place = (size_t)head * p.page_tokens + token_in_page(t);
-            size_t page = page_of(u, t) * p.page_stride;
-            if (lane < p.dqk / 8) {
-                ((uint4 *)(p.k + page + place * p.k_row_bytes))[lane] =
-                    ((const uint4 *)io.k)[from * (p.dqk / 8) + lane];
-            }
-            if (lane < p.dv / 8 && p.v != p.k) {
-                ((uint4 *)(p.v + page + place * p.v_row_bytes))[lane] =
-                    ((const uint4 *)io.v)[from * (p.dv / 8) + lane];
-            }
-        }
-    }
-
-    /* This lane's elements 4 lane .. and 128 further of token append_token + at, of K and V. */
-    __device__ __forceinline__ void append_fetch(const relay_cuda_unit &u, uint32_t head,
-                                                 uint32_t at, appended_row<C> &row) const
-    {
-        const relay_cuda_io &io = io_at(p, u.append_io);
-        const size_t i = (size_t)(u.append_row + at) * p.num_kv_heads + head;
-        const bool shared = p.v == p.k;
-        const uint16_t *k = (const uint16_t *)io.k + i * p.dqk;
-        const uint16_t *v = shared ? k : (const uint16_t *)io.v + i * p.dv;
-#pragma unroll
-        for (uint32_t j = 0; j < appended_row<C>::n; j++) {
-            const uint32_t d = 4 * lane + 128 * j;
-            row.k[j] = d < p.dqk ? *(const uint2 *)(k + d) : make_uint2(0, 0);
-            row.v[j] = d < p.dv ? *(const uint2 *)(v + d) : make_uint2(0, 0);
-        }
-        row.k_scale = p.k_scale != nullptr ? __ldg(p.k_scale + head) : 1.0f;
-        row.v_scale = shared ? row.k_scale : p.v_scale != nullptr ? __ldg(p.v_scale + head) : 1.0f;
-        row.page = page_of(u, u.append_token + at);
-    }
-
-    /* F8: puts such a row, as token t of the segment and row `row` of a stage, there and into its
-     * page. */
-    __device__ __forceinline__ void append_put(uint32_t head, uint32_t t, uint32_t row,
-                                               uint32_t stage, const appended_row<C> &from) const
-    {
-        unsigned char *keys = memory + stage * C::STAGE_BYTES;
-        const size_t page = from.page * p.page_stride;
-        const size_t place = (size_t)head * p.page_tokens + token_in_page(t);
-        unsigned char *k = (unsigned char *)p.k + page + place * p.k_row_bytes;
-        unsigned char *v = (unsigned char *)p.v + page + place * p.v_row_bytes;
-#pragma unroll
-        for (uint32_t j = 0; j < appended_row<C>::n; j++) {
-            const uint32_t d = 4 * lane + 128 * j;
-            const uint32_t at = stored_offset<C>(row, d / 16) + d % 16;
-            if (d < p.dqk) {
-                const uint32_t four = four_to_f8<typename C::IO>(from.k[j], from.k_scale);
-                *(uint32_t *)(keys + at) = four;
-                *(uint32_t *)(k + d) = four;
-            }
-            if (d < p.dv) {
-                const uint32_t four = four_to_f8<typename C::IO>(from.v[j], from.v_scale);
-                *(uint32_t *)(keys + C::TILE_BYTES + at) = four;
-                if (p.v != p.k) {
-                    *(uint32_t *)(v + d) = four;
-                }
-            }
-        }
-    }
-
-    /* F8: converts this warp's 16 tokens from `token` on that come with the call, before the tile
-     * is used; `first` is the first of the call's, fetched before. */
-    __device__ __forceinline__ void tile_convert(const relay_cuda_unit &u, uint32_t head,
-                                                 uint32_t token, uint32_t stage,
-                                                 const appended_row<C> &first) const
-    {
-#pragma unroll 1
-        for (uint32_t row = 0; row < 16; row++) {
-            const uint32_t t = token + row;
-            const uint32_t at = t - u.append_token;
-            if (at >= u.append_count || t < u.token_begin || t >= u.token_end) {
-                continue;
-            }
-            appended_row<C> next = first;
-            if (at != 0) {
-                append_fetch(u, head, at, next);
-            }
-            append_put(head, t, first_row + row, stage, next);
-        }
-        __syncwarp();
-    }
-
-    /* For this warp's tokens of a tile, if any of them come with the call. */
-    __device__ __forceinline__ void tile_append(const relay_cuda_unit &u, uint32_t head,
-                                                uint32_t token, uint32_t stage) const
-    {
-        const uint2 rows = appended_rows(u, token);
-        if (rows.x < rows.y) {
-            store_appended(u, head, token, stage, rows, page_of(u, token + rows.x));
-        }
     }
 
     /* ---- rows ---- */
