@@ -28,7 +28,7 @@ struct relay_cuda_geometry {
 struct relay_cuda_tuning {
     uint32_t shared_splits; /* of a segment that several read; 0 = by cost */
     uint32_t own_splits;    /* of one request's own tokens; 0 = by cost */
-    uint32_t steps_least;   /* of a split; 0 = 2 */
+    uint32_t steps_least;   /* of a split; 0 = 2, of shared ones 1 */
     uint32_t slot_cost;     /* of a partial result, in hundredths of a step; 0 = 10 */
     uint32_t narrow_heads;  /* KV heads side by side in a NARROW unit: 1, 2, 4; 0 = by cost */
     bool batch_invariant;   /* splits and kinds follow from a row's own segments only */

@@ -222,7 +222,7 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     /* As if all were as long as this one: so many units of it make the same work. */
     units = (load->steps + split->steps - 1) / split->steps;
     if (shared && split->kind == RELAY_CUDA_WIDE) {
-        n = cheapest(split->steps, units, slots / 2, least, slot_cost);
+        n = cheapest(split->steps, units, max_u32(slots / 2, 1), least, slot_cost);
         unit = relay_ceil_div_u32(split->steps, n);
         if (unit <= APART_STEPS && 2 * unit * slots <= loads[1].steps) {
             return n;

@@ -156,15 +156,15 @@ template <class C> struct merging {
         }
     }
 
-    /* The results of `warps` warps of the group, 4 at most, from warp `from` on, in stage
-     * `stage`. */
+    /* The results of `warps` warps of the group (1, 2 or 4; four are read in any case, those past
+     * them with weight 0) from warp `from` on, in stage `stage`. */
     __device__ __forceinline__ void add_own(uint32_t from, uint32_t warps, uint32_t stage)
     {
         const unsigned char *at = w.memory + stage * C::STAGE_BYTES;
         float4 a[4][n];
 #pragma unroll
         for (uint32_t k = 0; k < 4; k++) {
-            const uint32_t row = w.group * 64 + (from + k) % 4 * 16;
+            const uint32_t row = w.group * 64 + (from + (k & (warps - 1))) * 16;
 #pragma unroll
             for (int c = 0; c < n; c++) {
                 a[k][c] = *(const float4 *)(at + result_offset<C>(row, m, column(c) / 4));

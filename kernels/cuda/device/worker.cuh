@@ -14,6 +14,8 @@ namespace relay
 
 #define RELAY_CUDA_NONE 0xffffffffu
 
+static_assert(sizeof(relay_cuda_unit) == 4 * RELAY_CUDA_UNIT_WORDS, "a lane takes a word of it");
+
 template <class C> struct worker {
     const relay_cuda_params &p;
     unsigned char *memory; /* the block's shared memory */
