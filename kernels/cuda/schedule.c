@@ -229,7 +229,7 @@ static uint64_t count_units(const struct schedule_builder *b)
     const struct schedule_tile *tiles = schedule_tiles(b);
     uint64_t units = 0;
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        units += (uint64_t)tiles[t].splits * (tiles[t].kind == RELAY_CUDA_PAIR ? 2 : 1);
+        units += (uint64_t)tiles[t].splits * schedule_groups_of(tiles[t].kind);
     }
     return units * b->heads;
 }

@@ -84,6 +84,22 @@ void schedule_units_cut(struct schedule_builder *b);
 /* schedule_units.c: fills sources and units from tiles and groups. */
 enum relay_code schedule_units_make(struct schedule_builder *b, struct relay_error *err);
 
+static inline uint32_t schedule_min(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline uint32_t schedule_max(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Warpgroups that a unit of this kind takes. */
+static inline uint32_t schedule_groups_of(uint32_t kind)
+{
+    return kind == RELAY_CUDA_PAIR ? 2 : 1;
+}
+
 static inline struct schedule_tile *schedule_tiles(const struct schedule_builder *b)
 {
     return b->tiles.data;

@@ -16,26 +16,11 @@
 #define INVARIANT_OWN_STEPS    16u
 #define INVARIANT_SPLITS_MOST  16u
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
-static uint32_t max_u32(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
-
 /* What the device has to do in all, by class: shared segments and own ones. */
 struct load {
     uint64_t steps; /* of all tiles and KV heads, in warpgroups */
     uint64_t tiles; /* times KV heads, in warpgroups */
 };
-
-static uint32_t groups_of(uint32_t kind)
-{
-    return kind == RELAY_CUDA_PAIR ? 2 : 1;
-}
 
 static void survey(struct schedule_builder *b, struct load loads[2])
 {
@@ -50,11 +35,11 @@ static void survey(struct schedule_builder *b, struct load loads[2])
         struct schedule_split *split = &splits[item->segment];
         struct load *load = &loads[b->plan->segments[item->segment].shared ? 0 : 1];
         uint32_t steps = schedule_steps(item);
-        split->steps = max_u32(split->steps, steps);
-        split->kind = max_u32(split->kind, tiles[t].kind);
+        split->steps = schedule_max(split->steps, steps);
+        split->kind = schedule_max(split->kind, tiles[t].kind);
         split->tiles++;
-        load->steps += (uint64_t)steps * b->heads * groups_of(tiles[t].kind);
-        load->tiles += (uint64_t)b->heads * groups_of(tiles[t].kind);
+        load->steps += (uint64_t)steps * b->heads * schedule_groups_of(tiles[t].kind);
+        load->tiles += (uint64_t)b->heads * schedule_groups_of(tiles[t].kind);
     }
 }
 
@@ -64,7 +49,7 @@ static void survey(struct schedule_builder *b, struct load loads[2])
 static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_t least,
                          uint32_t slot_cost)
 {
-    uint32_t most = min_u32(max_u32(steps / least, 1), SPLITS_MOST);
+    uint32_t most = schedule_min(schedule_max(steps / least, 1), SPLITS_MOST);
     uint32_t best = 1;
     uint64_t best_cost = UINT64_MAX;
     for (uint32_t n = 1; n <= most; n++) {
@@ -101,11 +86,11 @@ static uint64_t wave_cost(const struct schedule_builder *b, uint32_t quantum)
         uint32_t n = relay_ceil_div_u32(splits[s].steps, quantum);
         bool shared = b->plan->segments[s].shared;
         units[shared ? 0 : 1] +=
-            (uint64_t)splits[s].tiles * n * b->heads * groups_of(splits[s].kind);
+            (uint64_t)splits[s].tiles * n * b->heads * schedule_groups_of(splits[s].kind);
         if (splits[s].tiles != 0) {
-            parts = max_u32(parts, n);
+            parts = schedule_max(parts, n);
             pairs = pairs || splits[s].kind == RELAY_CUDA_PAIR;
-            own_steps = shared ? own_steps : max_u32(own_steps, splits[s].steps);
+            own_steps = shared ? own_steps : schedule_max(own_steps, splits[s].steps);
         }
     }
     if (units[0] > slots || parts > SPLITS_MOST || (!pairs && units[0] + units[1] > slots)) {
@@ -113,7 +98,7 @@ static uint64_t wave_cost(const struct schedule_builder *b, uint32_t quantum)
     }
     later = units[0] + units[1] > slots ? units[0] + units[1] - slots : 0;
     return (uint64_t)quantum * 100u + parts * MERGE_16 / 16u +
-           (later + slots - 1) / slots * (min_u32(quantum, own_steps) * 100u + UNIT);
+           (later + slots - 1) / slots * (schedule_min(quantum, own_steps) * 100u + UNIT);
 }
 
 /* The steps of a unit, the same for all segments, with which all units run at once and the step is
@@ -125,10 +110,10 @@ static uint32_t one_wave(const struct schedule_builder *b)
     uint32_t best = 0;
     uint64_t best_cost = UINT64_MAX;
     for (uint32_t s = 0; s < b->plan->num_segments; s++) {
-        longest = splits[s].tiles != 0 ? max_u32(longest, splits[s].steps) : longest;
+        longest = splits[s].tiles != 0 ? schedule_max(longest, splits[s].steps) : longest;
     }
     /* Larger quanta come in larger strides: near ones differ little. */
-    for (uint32_t q = STEPS_LEAST; q < 2 * longest; q += max_u32(q / 8, 1)) {
+    for (uint32_t q = STEPS_LEAST; q < 2 * longest; q += schedule_max(q / 8, 1)) {
         uint64_t cost = wave_cost(b, q);
         if (cost < best_cost) {
             best_cost = cost;
@@ -158,21 +143,22 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
         if (!b->plan->segments[s].shared) {
             own_units +=
                 (uint64_t)splits[s].tiles * b->heads * relay_ceil_div_u32(splits[s].steps, quantum);
-            own_steps = max_u32(own_steps, min_u32(splits[s].steps, quantum));
+            own_steps = schedule_max(own_steps, schedule_min(splits[s].steps, quantum));
         }
     }
-    for (uint32_t q = quantum; own_units != 0 && q >= STEPS_LEAST; q -= max_u32(q / 8, 1)) {
+    for (uint32_t q = quantum; own_units != 0 && q >= STEPS_LEAST; q -= schedule_max(q / 8, 1)) {
         uint64_t units = own_units;
         uint32_t steps = 0;
         uint32_t parts = 0;
         uint64_t own = own_steps * 100u;
         uint64_t shared;
+        uint64_t cost;
         for (uint32_t s = 0; s < b->plan->num_segments; s++) {
             if (b->plan->segments[s].shared && splits[s].tiles != 0) {
                 uint32_t n = relay_ceil_div_u32(splits[s].steps, q);
                 units += (uint64_t)splits[s].tiles * b->heads * n;
-                steps = max_u32(steps, relay_ceil_div_u32(splits[s].steps, n));
-                parts = max_u32(parts, n);
+                steps = schedule_max(steps, relay_ceil_div_u32(splits[s].steps, n));
+                parts = schedule_max(parts, n);
             }
         }
         if (units > slots || parts > SPLITS_MOST) {
@@ -180,9 +166,9 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
         }
         /* The later of the two, and a little for the memory that both want. */
         shared = (uint64_t)steps * WIDE_STEP;
-        shared = (own > shared ? own + shared / 4 : shared + own / 4) + parts * MERGE_16 / 16u;
-        if (shared + shared / 20 < best_cost) { /* more partial results must be worth it */
-            best_cost = shared;
+        cost = (own > shared ? own + shared / 4 : shared + own / 4) + parts * MERGE_16 / 16u;
+        if (cost + cost / 20 < best_cost) { /* more partial results must be worth it */
+            best_cost = cost;
             best = q;
         }
     }
@@ -222,7 +208,7 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     /* As if all were as long as this one: so many units of it make the same work. */
     units = (load->steps + split->steps - 1) / split->steps;
     if (shared && split->kind == RELAY_CUDA_WIDE) {
-        n = cheapest(split->steps, units, max_u32(slots / 2, 1), least, slot_cost);
+        n = cheapest(split->steps, units, schedule_max(slots / 2, 1), least, slot_cost);
         unit = relay_ceil_div_u32(split->steps, n);
         if (unit <= APART_STEPS && 2 * unit * slots <= loads[1].steps) {
             return n;
@@ -235,7 +221,7 @@ static uint32_t invariant_steps(const struct relay_plan_segment *segment)
 {
     uint32_t steps = relay_ceil_div_u32(segment->tokens, RELAY_CUDA_STEP_TOKENS);
     uint32_t quantum = segment->shared ? INVARIANT_SHARED_STEPS : INVARIANT_OWN_STEPS;
-    uint32_t splits = min_u32(max_u32(steps / quantum, 1), INVARIANT_SPLITS_MOST);
+    uint32_t splits = schedule_min(schedule_max(steps / quantum, 1), INVARIANT_SPLITS_MOST);
     return relay_ceil_div_u32(steps, splits);
 }
 

@@ -4,16 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static uint32_t min_u32(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
-static uint32_t max_u32(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
-
 /* ---- partial results and sources ---- */
 
 static uint32_t stored_splits(const struct schedule_tile *tile)
@@ -168,12 +158,12 @@ static void set_tiles(const struct schedule_builder *b, struct relay_cuda_unit *
                                                  : 6;
     uint32_t tokens = 1u << shift;
     uint32_t first = unit->token_begin / RELAY_CUDA_STEP_TOKENS * RELAY_CUDA_STEP_TOKENS;
-    uint32_t end =
-        unit->append_count != 0 ? min_u32(unit->token_end, unit->append_token) : unit->token_end;
+    uint32_t end = unit->append_count != 0 ? schedule_min(unit->token_end, unit->append_token)
+                                           : unit->token_end;
     unit->flags |= shift << RELAY_CUDA_TILE_SHIFT;
     unit->tiles = (unit->token_end - first + tokens - 1) / tokens;
     unit->whole_begin = (unit->token_begin - first + tokens - 1) / tokens;
-    unit->whole_end = max_u32(end > first ? (end - first) / tokens : 0, unit->whole_begin);
+    unit->whole_end = schedule_max(end > first ? (end - first) / tokens : 0, unit->whole_begin);
 }
 
 static enum relay_code push_split(struct schedule_builder *b, uint32_t t, uint32_t split,
@@ -183,13 +173,13 @@ static enum relay_code push_split(struct schedule_builder *b, uint32_t t, uint32
     const struct relay_item *item = &b->plan->items[tile->item];
     const struct relay_plan_segment *segment = &b->plan->segments[item->segment];
     const uint32_t *append_of = b->append_of.data;
-    const struct schedule_split *split_of = (const struct schedule_split *)b->splits.data;
-    const uint32_t tokens = split_of[item->segment].tokens;
+    const struct schedule_split *splits = b->splits.data;
+    const uint32_t tokens = splits[item->segment].tokens;
     const uint64_t begin = (uint64_t)(tile->split_first + split) * tokens;
     struct relay_cuda_unit unit;
     memset(&unit, 0, sizeof(unit));
     unit.flags = tile->kind | (item->masked ? (uint32_t)RELAY_CUDA_MASKED : 0u) |
-                 (split_of[item->segment].tiles > 1 ? (uint32_t)RELAY_CUDA_SHARED : 0u);
+                 (splits[item->segment].tiles > 1 ? (uint32_t)RELAY_CUDA_SHARED : 0u);
     set_rows(b, &unit, tile->packed_begin, tile->packed_end);
     unit.token_begin = begin > item->token_begin ? (uint32_t)begin : item->token_begin;
     unit.token_end =
@@ -225,8 +215,8 @@ static enum relay_code push_producers(struct schedule_builder *b, uint32_t kind,
         for (end = t; end < b->num_tiles && b->plan->items[tiles[end].item].segment == segment;
              end++) {
             if (tiles[end].kind == kind && stored_splits(&tiles[end]) != 0) {
-                first = min_u32(first, tiles[end].split_first);
-                last = max_u32(last, tiles[end].split_first + stored_splits(&tiles[end]));
+                first = schedule_min(first, tiles[end].split_first);
+                last = schedule_max(last, tiles[end].split_first + stored_splits(&tiles[end]));
             }
         }
         for (uint32_t split = first; split < last; split++) {

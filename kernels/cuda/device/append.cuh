@@ -176,6 +176,16 @@ __device__ __forceinline__ void append_convert(const worker<C> &w, const relay_c
     __syncwarp();
 }
 
+/* The same where there was no room to fetch it before. */
+template <class C>
+__device__ __forceinline__ void append_convert(const worker<C> &w, const relay_cuda_unit &u,
+                                               uint32_t head, uint32_t token, uint32_t stage)
+{
+    appended_row<C> first;
+    append_fetch(w, u, head, 0, first);
+    append_convert(w, u, head, token, stage, first);
+}
+
 } // namespace relay
 
 #endif

@@ -96,12 +96,7 @@ template <class C> struct narrow_unit {
 
     __device__ __forceinline__ void begin()
     {
-        if (!C::QUERIES_IN_REGISTERS) {
-            w.load_queries(w.query_place(u, head));
-            cp_async_commit();
-            cp_async_wait<0>();
-            __syncwarp();
-        }
+        w.load_queries_late(u, head);
         if constexpr (C::F8) {
             const float mine = queries_open(w, head);
 #pragma unroll
@@ -301,9 +296,7 @@ template <class C> struct narrow_unit {
                     if constexpr (C::QUERIES_IN_REGISTERS) {
                         append_convert(w, u, head, token, w.use_stage, appended);
                     } else { /* registers are short */
-                        appended_row<C> late;
-                        append_fetch(w, u, head, 0, late);
-                        append_convert(w, u, head, token, w.use_stage, late);
+                        append_convert(w, u, head, token, w.use_stage);
                     }
                 }
             }

@@ -111,7 +111,7 @@ __device__ __forceinline__ uint32_t load_relaxed(const uint32_t *p)
     return v;
 }
 
-/* Acquire and release, which is half the way of __threadfence(). */
+/* Acquire and release; __threadfence() is sequentially consistent too, and dearer. */
 __device__ __forceinline__ void fence_gpu()
 {
     asm volatile("fence.acq_rel.gpu;\n" ::: "memory");

@@ -28,12 +28,7 @@ template <class C>
 __device__ __forceinline__ void queries_begin(worker<C> &w, const relay_cuda_unit &u, uint32_t head,
                                               query_registers<C> &q)
 {
-    if (!C::QUERIES_IN_REGISTERS) {
-        w.load_queries(w.query_place(u, head));
-        cp_async_commit();
-        cp_async_wait<0>();
-        __syncwarp();
-    }
+    w.load_queries_late(u, head);
     if constexpr (C::F8) {
         const float mine = queries_open(w, head);
         q.back = make_float2(__shfl_sync(0xffffffffu, mine, (w.lane >> 2) * 2),
@@ -180,9 +175,7 @@ template <class C> struct wide_mma {
                  * tile before any more. */
                 const uint32_t mine = w.warp_token(u, tile);
                 if (w.appends(u, mine, 16)) {
-                    appended_row<C> appended;
-                    append_fetch(w, u, head, 0, appended);
-                    append_convert(w, u, head, mine, stage, appended);
+                    append_convert(w, u, head, mine, stage);
                 }
                 tile_open(w, stage);
                 w.group_barrier();

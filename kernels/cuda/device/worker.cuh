@@ -490,6 +490,17 @@ template <class C> struct worker {
         }
     }
 
+    /* Those of a unit that begins, where they cannot come one unit early. */
+    __device__ __forceinline__ void load_queries_late(const relay_cuda_unit &u, uint32_t head) const
+    {
+        if (!C::QUERIES_IN_REGISTERS) {
+            load_queries(query_place(u, head));
+            cp_async_commit();
+            cp_async_wait<0>();
+            __syncwarp();
+        }
+    }
+
     /* What comes with the call of this warp's 16 tokens from `token` on, to a stage. */
     __device__ __forceinline__ void load_appended(const relay_cuda_unit &u, uint32_t head,
                                                   uint32_t token, uint32_t stage) const
