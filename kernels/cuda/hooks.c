@@ -44,38 +44,48 @@ const char *relay_cuda_kernel_used(const struct relay_backend *backend)
     return cuda->traits[cuda->last_kernel]->name;
 }
 
+/* Whether every word of a device buffer is `word`. */
+static enum relay_code all_words(struct cuda_backend *cuda, const struct cuda_buffer *buffer,
+                                 uint32_t word, bool *all, struct relay_error *err)
+{
+    size_t words = buffer->bytes / sizeof(uint32_t);
+    uint32_t *copy = malloc((words + 1) * sizeof(*copy));
+    enum relay_code code = RELAY_OK;
+    if (copy == NULL) {
+        return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for %zu words", words);
+    }
+    if (words != 0) {
+        code = cuda_check(
+            cuda, cudaMemcpy(copy, buffer->data, words * sizeof(*copy), cudaMemcpyDeviceToHost),
+            "the workspace", err);
+    }
+    for (size_t i = 0; code == RELAY_OK && i < words; i++) {
+        *all = *all && copy[i] == word;
+    }
+    free(copy);
+    return code;
+}
+
 enum relay_code relay_cuda_settled(struct relay_backend *backend, bool *settled,
                                    struct relay_error *err)
 {
     struct cuda_backend *cuda = cuda_of(backend);
-    size_t words = cuda->partial_lse.bytes / sizeof(uint32_t);
-    uint32_t *flags = calloc(words + 1, sizeof(*flags));
-    uint32_t ticket = 0;
     bool all = true;
     enum relay_code code = cuda_enter(cuda, err);
-    if (code == RELAY_OK && flags == NULL) {
-        code = RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for flags");
-    }
     if (code == RELAY_OK) {
         code = cuda_check(cuda, cudaStreamSynchronize(cuda->stream), "the stream", err);
     }
-    if (code == RELAY_OK && words != 0) {
-        code = cuda_check(cuda,
-                          cudaMemcpy(flags, cuda->partial_lse.data, words * sizeof(*flags),
-                                     cudaMemcpyDeviceToHost),
-                          "flags", err);
-    }
-    if (code == RELAY_OK && words != 0) {
-        code = cuda_check(
-            cuda, cudaMemcpy(&ticket, cuda->ticket.data, sizeof(ticket), cudaMemcpyDeviceToHost),
-            "the ticket", err);
-    }
-    for (size_t i = 0; code == RELAY_OK && i < words; i++) {
-        all = all && flags[i] == RELAY_CUDA_LSE_PENDING;
-    }
-    free(flags);
     if (code == RELAY_OK) {
-        *settled = all && ticket == 0;
+        code = all_words(cuda, &cuda->partial_lse, RELAY_CUDA_PENDING, &all, err);
+    }
+    if (code == RELAY_OK) {
+        code = all_words(cuda, &cuda->partial_out, RELAY_CUDA_PENDING, &all, err);
+    }
+    if (code == RELAY_OK) {
+        code = all_words(cuda, &cuda->ticket, 0, &all, err);
+    }
+    if (code == RELAY_OK) {
+        *settled = all;
     }
     return code;
 }

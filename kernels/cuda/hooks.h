@@ -37,7 +37,7 @@ const char *relay_cuda_kernel_name(const struct relay_backend *backend,
 /* The kernel of the last run: a plan's items decide too. Borrowed. */
 const char *relay_cuda_kernel_used(const struct relay_backend *backend);
 
-/* Waits for everything enqueued; says whether all flags of partial results and the ticket are back
+/* Waits for everything enqueued; says whether all words of partial results and the ticket are back
  * to what they are between launches. */
 enum relay_code relay_cuda_settled(struct relay_backend *backend, bool *settled,
                                    struct relay_error *err);

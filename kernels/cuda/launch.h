@@ -14,16 +14,22 @@
 extern "C" {
 #endif
 
+#ifdef __CUDACC__
+#define RELAY_CUDA_BOTH __host__ __device__
+#else
+#define RELAY_CUDA_BOTH
+#endif
+
 #define RELAY_CUDA_STEP_TOKENS  64u /* tokens a warpgroup takes at a time */
 #define RELAY_CUDA_ROWS_NARROW  16u
 #define RELAY_CUDA_ROWS_WIDE    64u
 #define RELAY_CUDA_ROWS_PAIR    128u
 #define RELAY_CUDA_UNIT_WORDS   32u
 #define RELAY_CUDA_UNIT_PAGES   10u
+#define RELAY_CUDA_UNIT_SOURCES 6u
 #define RELAY_CUDA_IOS_INLINE   12u
 #define RELAY_CUDA_LOG2E        1.44269504088896340736f
-#define RELAY_CUDA_LSE_PENDING  0xffffffffu /* a NaN no kernel writes as an LSE */
-#define RELAY_CUDA_SLOTS_BEHIND 32u         /* that may be read behind the last */
+#define RELAY_CUDA_PENDING      0xffffffffu /* a NaN that no arithmetic gives */
 #define RELAY_CUDA_TICKET_WORDS 32u         /* keeps the ticket alone in its line */
 
 /* How a unit's rows and tokens map to warps. */
@@ -61,7 +67,7 @@ struct relay_cuda_unit {
     uint32_t slot;        /* packed row m's partial result goes to slot + m * slot_stride, */
     uint32_t slot_stride; /* unless FINAL */
     uint32_t source_begin;
-    uint32_t source_count; /* 1: the one below, else in the sources' array */
+    uint32_t source_count; /* up to relay_cuda_sources_held(): below, else in that array */
     uint32_t append_token; /* tokens [append_token, +append_count) come with the call, */
     uint32_t append_count;
     uint32_t append_io;
@@ -73,9 +79,21 @@ struct relay_cuda_unit {
     uint32_t tiles;
     uint32_t whole_begin;
     uint32_t whole_end;
-    struct relay_cuda_source source;
-    uint32_t pages[RELAY_CUDA_UNIT_PAGES]; /* ids, from the page of the first step's token 0 */
+    union {
+        struct relay_cuda_source sources[RELAY_CUDA_UNIT_SOURCES];
+        struct {
+            struct relay_cuda_source source;
+            /* Ids, from the page of the first step's token 0. A MERGE unit has none. */
+            uint32_t pages[RELAY_CUDA_UNIT_PAGES];
+        };
+    };
 };
+
+/* How many sources a unit has room for, by its flags. */
+static inline RELAY_CUDA_BOTH uint32_t relay_cuda_sources_held(uint32_t flags)
+{
+    return (flags & RELAY_CUDA_KIND_MASK) == RELAY_CUDA_MERGE ? RELAY_CUDA_UNIT_SOURCES : 1u;
+}
 
 struct relay_cuda_row {
     uint32_t io;

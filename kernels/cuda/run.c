@@ -225,7 +225,7 @@ static bool on_device(struct cuda_backend *cuda, const struct relay_problem *pro
     return true;
 }
 
-/* Between launches every flag of a partial result is pending and the ticket is 0. */
+/* Between launches every word of a partial result is pending and the ticket is 0. */
 static enum relay_code reset_flags(struct cuda_backend *cuda, struct relay_error *err)
 {
     enum relay_code code = cuda_check(
@@ -233,7 +233,8 @@ static enum relay_code reset_flags(struct cuda_backend *cuda, struct relay_error
         "the workspace", err);
     if (code == RELAY_OK) {
         code = cuda_check(
-            cuda, cudaMemsetAsync(cuda->partial_out.data, 0, cuda->partial_out.bytes, cuda->stream),
+            cuda,
+            cudaMemsetAsync(cuda->partial_out.data, 0xff, cuda->partial_out.bytes, cuda->stream),
             "the workspace", err);
     }
     if (code == RELAY_OK) {
@@ -267,9 +268,8 @@ static enum relay_code fill_workspace(struct cuda_backend *cuda, const struct cu
 {
     size_t slots = (size_t)plan->slots * p->num_kv_heads;
     bool grown = false;
-    enum relay_code code =
-        cuda_buffer_grow(cuda, &cuda->partial_out,
-                         (slots + RELAY_CUDA_SLOTS_BEHIND) * stride * sizeof(float), &grown, err);
+    enum relay_code code = cuda_buffer_grow(cuda, &cuda->partial_out,
+                                            (slots + 1) * stride * sizeof(float), &grown, err);
     if (code == RELAY_OK) {
         code =
             cuda_buffer_grow(cuda, &cuda->partial_lse, (slots + 1) * sizeof(uint32_t), &grown, err);

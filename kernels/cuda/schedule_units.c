@@ -131,8 +131,11 @@ static void set_sources(const struct schedule_builder *b, struct relay_cuda_unit
     unit->flags |= RELAY_CUDA_FINAL;
     unit->source_begin = group->source_begin;
     unit->source_count = group->source_count;
-    if (group->source_count == 1) {
-        unit->source = ((const struct relay_cuda_source *)b->sources.data)[group->source_begin];
+    if (group->source_count <= relay_cuda_sources_held(unit->flags)) {
+        for (uint32_t i = 0; i < group->source_count; i++) {
+            unit->sources[i] =
+                ((const struct relay_cuda_source *)b->sources.data)[group->source_begin + i];
+        }
     }
 }
 

@@ -69,14 +69,13 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         const uint32_t kind = w.kind_of(u);
         /* What follows from these would else be computed for all kinds of units at once, before the
          * loop, and fill the registers. */
-        asm volatile(""
-                     : "+r"(w.lane), "+r"(w.warp), "+r"(w.group), "+r"(w.first_row), "+r"(w.base));
+        asm volatile("" : "+r"(w.lane), "+r"(w.warp), "+r"(w.group), "+r"(w.first_row));
         if (w.warp == 0) {
             w.look_ahead();
         }
         if (kind == RELAY_CUDA_NARROW || kind == RELAY_CUDA_MERGE) {
             const bool own = kind == RELAY_CUDA_NARROW;
-            const uint32_t stage = own ? narrow(w, u, head) : 0;
+            const uint32_t stage = own ? narrow(w, u, head) : C::F8 ? C::STAGES : 0;
             finish_rows(w, u, head, own, stage);
         } else {
             wide_unit<C, C::WGMMA, C::PAIRS>::run(w, u, head);

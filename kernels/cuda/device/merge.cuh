@@ -1,8 +1,9 @@
 /* The end of a unit: merging partial results in their order, and writing rows out.
  *
- * A partial result is a normalised output row and its base-2 LSE. The LSE doubles as the flag that
- * the row is there: it is PENDING until its producer stores it, and whoever merges it, exactly one
- * warp, sets it back. So there are no counters, and between launches every flag is PENDING. Device
+ * A partial result is a normalised output row and its base-2 LSE. Every word of both is PENDING, a
+ * NaN that no arithmetic gives, until its producer stores it, and whoever merges it, exactly one
+ * warp, sets it back. So there are no counters, and no fences (but in simt.cuh, which looks at LSEs
+ * alone): what is read is there or is not, and between launches everything is PENDING. Device
  * code. */
 #ifndef RELAY_CUDA_DEVICE_MERGE_CUH
 #define RELAY_CUDA_DEVICE_MERGE_CUH
@@ -14,8 +15,12 @@
 namespace relay
 {
 
+/* 0 * inf is 0: of what has no weight nothing comes through. */
 __device__ __forceinline__ float4 scaled(float4 a, float w)
 {
+    if (w == 0.0f) {
+        return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
     return make_float4(a.x * w, a.y * w, a.z * w, a.w * w);
 }
 
@@ -24,26 +29,32 @@ __device__ __forceinline__ float4 multiply_add(float w, float4 a, float4 b)
     return make_float4(fmaf(w, a.x, b.x), fmaf(w, a.y, b.y), fmaf(w, a.z, b.z), fmaf(w, a.w, b.w));
 }
 
-/* Spins until a wait is taken for one without end; 0: never. For tests, where a hang must not hold
+/* Looks until a wait is taken for one without end; 0: never. For tests, where a hang must not hold
  * the device. */
 #ifndef RELAY_CUDA_SPINS
 #define RELAY_CUDA_SPINS 0
 #endif
 
-/* Waits for a flag, takes it and sets it back. */
-__device__ __forceinline__ float partial_take(uint32_t *flag)
+__device__ __forceinline__ void spin_count(uint32_t &spins)
 {
-    uint32_t bits = load_relaxed(flag);
-    uint32_t spins = 0;
-    while (bits == RELAY_CUDA_LSE_PENDING) {
-        bits = load_relaxed(flag);
-        if (RELAY_CUDA_SPINS != 0 && ++spins == RELAY_CUDA_SPINS) {
-            __trap();
-        }
+    if (RELAY_CUDA_SPINS != 0 && ++spins == RELAY_CUDA_SPINS) {
+        __trap();
     }
-    fence_gpu();
-    store_relaxed(flag, RELAY_CUDA_LSE_PENDING);
-    return __uint_as_float(bits);
+}
+
+/* PENDING is the largest word. Outputs are stored by eights or sixteens, so one word of each eight
+ * bytes tells. */
+static_assert(RELAY_CUDA_PENDING == 0xffffffffu, "no word is larger");
+
+__device__ __forceinline__ uint32_t largest(uint32_t x, float4 a)
+{
+    return max(x, max(__float_as_uint(a.y), __float_as_uint(a.w)));
+}
+
+__device__ __forceinline__ float4 all_pending()
+{
+    const float x = __uint_as_float(RELAY_CUDA_PENDING);
+    return make_float4(x, x, x, x);
 }
 
 __device__ __forceinline__ void partial_give(uint32_t *flag, float lse)
@@ -72,27 +83,32 @@ template <int lanes> __device__ __forceinline__ float part_sum(float x)
 
 /* Two of a warp's rows while they are merged, one by each half of the warp: a lane has columns
  * 4 (i + 16 c) .. of its half's row, i = lane % 16, and the row's reference, sum and place, and
- * looks at one of 16 flags. A row alone is merged by both halves, 8 of each 16 by either. Much is
- * under way at once: in short launches these are the last microseconds. */
+ * looks at one of 16 flags. A row alone is merged by both halves, or, where it is alone in its
+ * unit, by the eight of the warpgroup, each with a share of its partial results. Much is under way
+ * at once: in short launches these are the last microseconds. */
 template <class C> struct merging {
     static constexpr int n = (C::D + 63) / 64;
-    static constexpr int many = 8;             /* partial results in flight, */
-    static constexpr int few = n <= 2 ? 4 : 2; /* and of rows that have few */
+    static constexpr int many = n <= 2 ? 8 : 4; /* partial results in flight, */
+    static constexpr int few = n <= 2 ? 4 : 2;  /* and of rows that have few */
 
     const worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
     bool alone;
-    uint32_t m; /* packed row */
+    uint32_t ways; /* halves that share a row */
+    uint32_t m;    /* packed row */
     bool valid;
     float4 out[n];
     float max; /* of this lane's row: weights are 2^(. - max) */
     float sum;
 
     __device__ __forceinline__ merging(const worker<C> &w_, const relay_cuda_unit &u_,
-                                       uint32_t head_, uint32_t first, uint32_t step)
+                                       uint32_t head_, uint32_t first, uint32_t step, bool spread)
         : w(w_), u(u_), head(head_),
           alone((w_.p.flags & RELAY_CUDA_P_ORDERED) == 0 && first + step >= u_.packed_count),
+          ways(spread  ? 8
+               : alone ? 2
+                       : 1),
           m(first + (w_.lane >= 16 && !alone ? step : 0)), valid(m < u_.packed_count),
           max(-INFINITY), sum(0.0f)
     {
@@ -112,7 +128,8 @@ template <class C> struct merging {
     /* This lane's columns, or others where it has none; those are never stored. */
     __device__ __forceinline__ uint32_t column(int c) const
     {
-        return min(4 * (w.lane % 16 + 16 * c), (uint32_t)C::D - 4);
+        const uint32_t mine = 4 * (w.lane % 16 + 16 * c);
+        return C::D % 64 == 0 ? mine : min(mine, (uint32_t)C::D - 4);
     }
 
     __device__ __forceinline__ bool has_column(int c, uint32_t dim) const
@@ -181,46 +198,116 @@ template <class C> struct merging {
         }
     }
 
-    /* `count` <= 16 partial results, `batch` at a time, from there. Lanes of a half past `count`
-     * have no weight; what is loaded for them belongs to others, or lies behind all. */
+    /* How often outputs are asked for together with LSEs that are not there yet. That saves their
+     * own way to L2 and back in short steps; in long ones it would take bandwidth from those who
+     * are waited for. */
+    static constexpr uint32_t EAGER = 4;
+
+    /* Adds up to 16 partial results of each half, `batch` at a time: those of slots `slot` of the
+     * head that its first lanes have, where `wanted`. `count`: the more of either half's. */
     template <int batch>
-    __device__ __forceinline__ void add_parts(const float *from, uint32_t count, float weights)
+    __device__ __forceinline__ void add_parts(uint32_t slot, bool wanted, uint32_t count)
     {
+        const size_t first = (size_t)head * w.p.slots;
+        uint32_t *flag = w.p.partial_lse + first + slot;
+        float *outputs = w.p.partial_out + first * C::D;
+        const uint32_t mine = __popc(__ballot_sync(0xffffffffu, wanted) >> (w.lane & 16) & 0xffff);
+        uint32_t bits = wanted ? RELAY_CUDA_PENDING : __float_as_uint(-INFINITY);
+        float weights = 0.0f;
 #pragma unroll 1
-        for (uint32_t i = 0; i < count; i += batch, from += batch * C::D) {
+        for (uint32_t i = 0; i < count; i += batch) {
             float4 a[batch][n];
+            float *from[batch];
+            bool missing;
+            uint32_t tries = 0;
+            uint32_t spins = 0;
+#pragma unroll
+            for (int k = 0; k < batch; k++) {
+                /* Past the last: the same again, with no weight. */
+                const uint32_t lane = (w.lane & 16) + (i + k < mine ? i + k : i);
+                const uint32_t at = __shfl_sync(0xffffffffu, slot, lane);
+                from[k] = outputs + (size_t)at * C::D;
+            }
+            do {
+                while (tries >= EAGER && bits == RELAY_CUDA_PENDING) {
+                    bits = load_relaxed(flag);
+                    spin_count(spins);
+                }
+                __syncwarp();
+                if (bits == RELAY_CUDA_PENDING) {
+                    bits = load_relaxed(flag);
+                }
+#pragma unroll
+                for (int k = 0; k < batch; k++) {
+#pragma unroll
+                    for (int c = 0; c < n; c++) {
+                        a[k][c] = load_relaxed(from[k] + column(c));
+                    }
+                }
+                uint32_t most = bits;
+#pragma unroll
+                for (int k = 0; k < batch; k++) {
+#pragma unroll
+                    for (int c = 0; c < n; c++) {
+                        most = largest(most, a[k][c]);
+                    }
+                }
+                missing = __any_sync(0xffffffffu, i < mine && most == RELAY_CUDA_PENDING);
+                tries++;
+                spin_count(spins);
+            } while (__builtin_expect(missing, 0));
+            if (i == 0) {
+                if (wanted) {
+                    store_relaxed(flag, RELAY_CUDA_PENDING);
+                }
+                weights = weigh<16>(__uint_as_float(bits), 1.0f);
+            }
 #pragma unroll
             for (int k = 0; k < batch; k++) {
 #pragma unroll
                 for (int c = 0; c < n; c++) {
-                    a[k][c] = __ldcg((const float4 *)(from + k * C::D + column(c)));
+                    if (i + k < mine && has_column(c, C::D)) {
+                        store_relaxed(from[k] + column(c), all_pending());
+                    }
                 }
-            }
-#pragma unroll
-            for (int k = 0; k < batch; k++) {
                 add(weights, i + k, a[k]);
             }
         }
     }
 
-    __device__ __forceinline__ void add_source(const relay_cuda_source &source)
+    /* All that the unit's sources have of this lane's row, in their order: of each half's share 16
+     * at a time, one for each lane. */
+    __device__ __forceinline__ void add_sources()
     {
-        const size_t slot = (size_t)head * w.p.slots + source.slot + m * source.count;
-        const uint32_t share = alone ? 8 : 16; /* of 16, or each half's own 16 */
+        const bool held = u.source_count <= relay_cuda_sources_held(u.flags);
+        const relay_cuda_source *sources = held ? u.sources : w.p.sources + u.source_begin;
+        const uint32_t way = ways == 1 ? 0 : (ways == 8 ? w.warp * 2 : 0) + w.lane / 16;
+        uint32_t total = 0;
 #pragma unroll 1
-        for (uint32_t begin = 0; begin < source.count; begin += 16) {
-            const uint32_t at = begin + (alone ? w.lane / 16 * 8 : 0);
-            const float *from = w.p.partial_out + (slot + at) * C::D;
-            float lse = -INFINITY;
-            if (w.lane % 16 < share && at + w.lane % 16 < source.count && valid) {
-                lse = partial_take(w.p.partial_lse + slot + at + w.lane % 16);
+        for (uint32_t s = 0; s < u.source_count; s++) {
+            total += sources[s].count;
+        }
+        const uint32_t share = (total + ways - 1) / ways;
+#pragma unroll 1
+        for (uint32_t begin = 0; begin < share; begin += 16) {
+            const uint32_t of_share = begin + w.lane % 16;
+            uint32_t i = way * share + of_share;
+            const bool wanted = of_share < share && i < total && valid;
+            uint32_t slot = 0;
+#pragma unroll 1
+            for (uint32_t s = 0; s < u.source_count; s++) {
+                const uint32_t count = sources[s].count;
+                if (i < count) {
+                    slot = wanted ? sources[s].slot + m * count + i : 0;
+                    break;
+                }
+                i -= count;
             }
             __syncwarp();
-            const float weights = weigh<16>(lse, 1.0f);
-            if (source.count - begin <= few) {
-                add_parts<few>(from, few, weights);
+            if (share - begin <= few) {
+                add_parts<few>(slot, wanted, share - begin);
             } else {
-                add_parts<many>(from, min(source.count - begin, share), weights);
+                add_parts<many>(slot, wanted, min(share - begin, 16u));
             }
         }
     }
@@ -248,6 +335,21 @@ template <class C> struct merging {
             if (its != 0.0f) { /* 0 * inf must not come through */
                 out[c] = multiply_add(its, more, out[c]);
             }
+        }
+    }
+
+    /* Leaves what this warp has of the unit's only row where add_own() finds it. */
+    __device__ __forceinline__ void leave(uint32_t stage) const
+    {
+        unsigned char *to = w.memory + stage * C::STAGE_BYTES;
+#pragma unroll
+        for (int c = 0; c < n; c++) {
+            if (w.lane < 16 && has_column(c, C::D)) {
+                *(float4 *)(to + result_offset<C>(w.first_row, 0, column(c) / 4)) = out[c];
+            }
+        }
+        if (w.lane == 0) {
+            w.mine.state[w.warp][0] = make_float2(max, sum);
         }
     }
 
@@ -296,11 +398,9 @@ template <class C> struct merging {
 #pragma unroll
         for (int c = 0; c < n; c++) {
             if (owns() && has_column(c, C::D)) {
-                *(float4 *)(w.p.partial_out + slot * C::D + column(c)) = out[c];
+                store_relaxed(w.p.partial_out + slot * C::D + column(c), out[c]);
             }
         }
-        fence_gpu();
-        __syncwarp();
         if (w.lane % 16 == 0 && owns()) {
             partial_give(w.p.partial_lse + slot, lse);
         }
@@ -308,27 +408,40 @@ template <class C> struct merging {
 };
 
 /* This warp's rows of a NARROW unit's end, or of a MERGE unit: from the warps' own results (`own`,
- * in stage `stage`) and the unit's sources to the output or a slot. */
+ * in stage `stage`, which is free otherwise) and the unit's sources to the output or a slot. */
 template <class C>
 __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda_unit &u,
                                             uint32_t head, bool own, uint32_t stage)
 {
     const uint32_t step = own ? w.head_warps() : 4;
     const uint32_t first = w.warp & (step - 1);
+    bool spread = !own && u.packed_count == 1 && (w.p.flags & RELAY_CUDA_P_ORDERED) == 0;
+    bool from_sources = true;
+    if ((u.flags & RELAY_CUDA_ONE_ROW) != 0 && w.p.io_table != nullptr) {
+        prefetch_l1(w.p.io_table + u.io); /* for write(), which is soon */
+    }
 #pragma unroll 1
-    for (uint32_t m = first; m < u.packed_count; m += 2 * step) {
-        merging<C> merge(w, u, head, m, step);
+    for (uint32_t m = spread ? 0 : first; m < u.packed_count; m += 2 * step) {
+        merging<C> merge(w, u, head, m, step, spread);
         if (own) {
             merge.add_own(w.warp - first, step, stage);
         }
-#pragma unroll 1
-        for (uint32_t i = 0; i < u.source_count; i++) {
-            const relay_cuda_source *source =
-                u.source_count == 1 ? &u.source : w.p.sources + u.source_begin + i;
-            merge.add_source(*source);
+        if (from_sources) {
+            merge.add_sources();
         }
         merge.gather();
-        if ((u.flags & RELAY_CUDA_FINAL) != 0) {
+        if (spread) {
+            /* The same row once more, by the first warp, from what all of them have. */
+            merge.leave(stage);
+            __syncwarp();
+            w.group_barrier();
+            spread = false;
+            from_sources = false;
+            own = true;
+            if (w.warp == 0) {
+                m -= 2 * step;
+            }
+        } else if ((u.flags & RELAY_CUDA_FINAL) != 0) {
             merge.write();
         } else {
             merge.keep();
@@ -356,13 +469,11 @@ __device__ __forceinline__ void keep_wide(const worker<C> &w, const relay_cuda_u
         if (m + 8 * r < u.packed_count) {
 #pragma unroll
             for (int j = 0; j < C::D / 8; j++) {
-                *(float2 *)(to + 8 * j) =
-                    make_float2(o[j][2 * r] * inverse, o[j][2 * r + 1] * inverse);
+                store_relaxed(to + 8 * j,
+                              make_float2(o[j][2 * r] * inverse, o[j][2 * r + 1] * inverse));
             }
         }
     }
-    fence_gpu();
-    __syncwarp();
     if ((w.lane & 3) == 0) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {

@@ -256,6 +256,16 @@ template <class C> struct narrow_unit {
         }
     }
 
+    /* How many tiles from i on are plain, with nothing to do beside their products but to start a
+     * tile of a run for each. */
+    __device__ __forceinline__ uint32_t plain_tiles(uint32_t i, const uint2 &whole) const
+    {
+        const bool steady = w.ahead + 1 == C::STAGES && !w.fresh && !w.asked();
+        return steady && u.packed_count <= 8 && i >= whole.x && i < whole.y
+                   ? min(whole.y - i, w.run)
+                   : 0;
+    }
+
     /* Returns the stage that holds the warps' results (F8: the number after the last). */
     __device__ __forceinline__ uint32_t run()
     {
@@ -281,6 +291,21 @@ template <class C> struct narrow_unit {
         begin();
 #pragma unroll 1
         for (uint32_t i = 0; i < tiles; i++) {
+            if constexpr (C::F8) {
+                /* Most tiles, without the branches that the others take: with F8 instructions, not
+                 * memory, are what there is too little of. */
+#pragma unroll 1
+                for (uint32_t n = plain_tiles(i, whole); n != 0; n--, i++) {
+                    cp_async_wait<(C::STAGES > 2 ? C::STAGES - 2 : 0)>();
+                    __syncwarp();
+                    w.load_run();
+                    tile<1>(0, true, scale);
+                    w.stage_used();
+                }
+                if (i == tiles) {
+                    break;
+                }
+            }
             const bool plain = i - whole.x < whole.y - whole.x;
             uint32_t token = 0;
             bool any = true;
@@ -321,13 +346,11 @@ template <class C> struct narrow_unit {
                 }
             }
             w.stage_used();
-            if (__builtin_expect(w.asked, 0)) {
+            if (__builtin_expect(w.asked(), 0)) {
                 w.look_ahead_resolve();
             }
         }
-        const uint32_t stage = C::F8              ? C::STAGES
-                               : w.use_stage == 0 ? C::STAGES - 1
-                                                  : w.use_stage - 1;
+        const uint32_t stage = C::F8 ? C::STAGES : w.stage_before(w.use_stage);
         leave(stage);
         if (w.head_warps() == 1) {
             __syncwarp();

@@ -21,59 +21,48 @@ template <class C> struct pair_unit {
     const relay_cuda_unit &u;
     uint32_t head;
     uint32_t tiles;
-    uint32_t first_stage;
-    uint2 whole; /* tiles [x, y) that are loaded as they lie */
+    /* Tiles [placed, placed_end) lie in pages as in stages, and so do the ones before them. */
+    uint32_t placed;
+    uint32_t placed_end;
 
     __device__ __forceinline__ pair_unit(worker<C> &worker_, const relay_cuda_unit &unit,
                                          uint32_t head_)
-        : w(worker_), u(unit), head(head_), tiles(unit.tiles), first_stage(worker_.use_stage),
-          whole(make_uint2(0, 0))
+        : w(worker_), u(unit), head(head_), tiles(unit.tiles), placed(0), placed_end(0)
     {
-        constexpr uint32_t plain = RELAY_CUDA_P_POW2 | RELAY_CUDA_P_EXACT;
-        if ((w.p.flags & plain) == plain) {
-            whole = make_uint2(u.whole_begin, u.whole_end);
+        if (w.in_place()) {
+            placed = u.whole_begin + 1;
+            placed_end = max(placed, u.whole_end);
         }
     }
 
-    __device__ __forceinline__ uint32_t stage_of(uint32_t tile) const
-    {
-        return (first_stage + tile) % C::STAGES;
-    }
-
-    /* ---- loading: w.load_tile is the tile whose keys come next, w.run_page the last one's page */
-
-    __device__ __forceinline__ void load_tensor(uint32_t tile, uint32_t token, uint32_t page,
-                                                bool values) const
-    {
-        const uint32_t stage = stage_of(tile);
-        const uint32_t to = values ? w.value_tile(stage) : w.key_tile(stage);
-        if (__builtin_expect(tile - whole.x < whole.y - whole.x, 1)) {
-            w.load_whole(to, (values ? w.p.v : w.p.k) + w.whole_place(page, token),
-                         w.load_policy());
-        } else {
-            const bool paged = (w.p.flags & RELAY_CUDA_P_POW2) != 0;
-            w.load_rows(to, w.row_place(u, head, token, paged, page), values ? 16 : 0,
-                        values ? w.p.dv : w.p.dqk);
-        }
-    }
+    /* ---- loading: w.load_tile is the tile whose keys come next, to w.load_stage ---- */
 
     /* The next keys, and the values of the tile before. */
     __device__ __forceinline__ void load_step() const
     {
-        const uint32_t before = w.run_page;
+        const uint32_t before = w.last_page;
+        const uint32_t stage = w.stage_before(w.load_stage);
+        const uint32_t token = w.load_token - w.load_step;
         if (w.load_tile < tiles) {
             w.pages_go_on(u);
-            w.run_page = __shfl_sync(0xffffffffu, w.pages, (w.load_tile - w.pages_tile) % 32);
+            w.last_page = __shfl_sync(0xffffffffu, w.pages, (w.load_tile - w.pages_tile) % 32);
         }
-#pragma unroll 1
-        for (uint32_t values = 0; values < 2; values++) {
-            const uint32_t tile = w.load_tile - values; /* before the first: a large number */
-            if (tile < tiles) {
-                load_tensor(tile, w.load_token - values * w.load_step,
-                            values != 0 ? before : w.run_page, values != 0);
+        if (__builtin_expect(w.load_tile - placed < placed_end - placed, 1)) {
+            w.template load_whole<false>(w.key_tile(w.load_stage),
+                                         w.p.k + w.whole_place(w.last_page, w.load_token));
+            w.template load_whole<false>(w.value_tile(stage), w.p.v + w.whole_place(before, token));
+        } else {
+            if (w.load_tile < tiles) {
+                w.load_any(u, head, w.load_token, w.last_page, w.load_stage, 1);
+                w.load_appended(u, head, w.load_token, w.load_stage, 1);
+            }
+            if (w.load_tile - 1 < tiles) {
+                w.load_any(u, head, token, before, stage, 2);
+                w.load_appended(u, head, token, stage, 2);
             }
         }
         cp_async_commit();
+        w.load_stage = w.stage_after(w.load_stage);
         w.load_tile++;
         w.load_token += w.load_step;
     }
@@ -82,10 +71,13 @@ template <class C> struct pair_unit {
     __device__ __forceinline__ void load_first() const
     {
         w.load_begin(u, head);
+        w.load_stage = w.use_stage;
         w.load_tile = 0;
         w.ahead = 1;
-        load_step();
-        load_step();
+#pragma unroll 1
+        for (int i = 0; i < 2; i++) {
+            load_step();
+        }
     }
 
     /* ---- the two warpgroups tell each other ---- */
@@ -113,7 +105,6 @@ template <class C> struct pair_unit {
     __device__ __forceinline__ void load_after() const
     {
         const unit_slot &next = w.slot(w.at + 1);
-        w.use_stage = stage_of(tiles);
         w.load_stage = w.use_stage;
         w.load_at = w.at + 1;
         w.load_tile = 0;
@@ -128,37 +119,41 @@ template <class C> struct pair_unit {
 
     /* ---- the rounds ---- */
 
-    __device__ __forceinline__ void scores_begin(float (&s)[16][4], uint32_t tile) const
+    /* Of the tile in w.use_stage. */
+    __device__ __forceinline__ void scores_begin(float (&s)[16][4]) const
     {
-        const uint32_t queries = w.queries() + w.group * 64 * 128;
-        const uint32_t keys = w.key_tile(stage_of(tile));
+        const uint32_t queries = wgmma_tile(w.queries() + w.group * 64 * 128, 16);
+        const uint32_t keys = wgmma_tile(w.key_tile(w.use_stage), 16);
+        wgmma_fence();
 #pragma unroll
         for (int k = 0; k < C::D / 16; k++) {
             const uint32_t at = k / 4 * C::PLANE_BYTES + k % 4 * 32;
-            wgmma_type<T>::scores(s, wgmma_tile(queries + at, 16, 1024),
-                                  wgmma_tile(keys + at, 16, 1024), k != 0);
+            wgmma_type<T>::scores(s, wgmma_from(queries, at), wgmma_from(keys, at), k != 0);
         }
         wgmma_commit();
     }
 
-    __device__ __forceinline__ void values_begin(const uint32_t (&a)[8][4], float (&o)[C::D / 8][4],
-                                                 uint32_t tile) const
+    /* Of the tile before. */
+    __device__ __forceinline__ void values_begin(const uint32_t (&a)[8][4],
+                                                 float (&o)[C::D / 8][4]) const
     {
-        const uint32_t at = w.value_tile(stage_of(tile));
+        const uint32_t values =
+            wgmma_tile(w.value_tile(w.stage_before(w.use_stage)), C::PLANE_BYTES);
+        wgmma_fence();
 #pragma unroll
         for (int t = 0; t < 8; t++) {
-            wgmma_type<T>::values(o, a[t], wgmma_tile(at + t * 2048, C::PLANE_BYTES, 1024), 1);
+            wgmma_type<T>::values(o, a[t], wgmma_from(values, t * 2048), 1);
         }
         wgmma_commit();
     }
 
-    __device__ __forceinline__ bool weigh(float (&s)[16][4], uint32_t tile, const uint2 &plain,
+    __device__ __forceinline__ bool weigh(float (&s)[16][4], uint32_t tile, const uint2 &seen,
                                           float scale, row_state &st, float (&alpha)[2]) const
     {
-        if (__builtin_expect(tile - plain.x >= plain.y - plain.x, 0)) {
+        if (__builtin_expect(tile - seen.x >= seen.y - seen.x, 0)) {
             scores_finish(w, u, w.first_token(u) + tile * 128, s);
         }
-        return softmax(s, scale, st, alpha);
+        return softmax<true>(s, scale, st, alpha);
     }
 
     __device__ __forceinline__ static void weights_keep(uint32_t (&a)[8][4],
@@ -178,9 +173,9 @@ template <class C> struct pair_unit {
         row_state st;
         float alpha[2];
         const float scale = scale_of<C>(w.p);
-        uint2 plain = make_uint2(u.whole_begin, u.whole_end);
+        uint2 seen = make_uint2(u.whole_begin, u.whole_end); /* by every row */
         if ((u.flags & RELAY_CUDA_MASKED) != 0) {
-            plain = make_uint2(0, 0);
+            seen = make_uint2(0, 0);
         }
         if (w.ahead == 0) {
             w.load_queries(w.query_place(u, head));
@@ -202,46 +197,48 @@ template <class C> struct pair_unit {
         fence_proxy_async();
         barrier(0, C::THREADS);
         wgmma_results(o);
-        wgmma_fence();
-        scores_begin(s, 0);
+        scores_begin(s);
         tell_loaded(1);
         load_step();
         append_all(w, u, head);
         wgmma_wait<0>();
         wgmma_results(s);
         barrier_arrive(used(w.group, 0), C::THREADS);
-        (void)weigh(s, 0, plain, scale, st, alpha);
+        (void)weigh(s, 0, seen, scale, st, alpha);
         weights_keep(a, s);
 #pragma unroll 1
         for (uint32_t t = 1; t < tiles; t++) {
+            w.use_stage = w.stage_after(w.use_stage);
             barrier(loaded(1 - w.group, t), C::THREADS);
             wgmma_results(o);
             wgmma_results(s);
-            wgmma_fence();
-            scores_begin(s, t);
-            values_begin(a, o, t - 1);
-            tell_loaded(t + 1);
-            barrier(used(1 - w.group, t - 1), C::THREADS);
-            load_step();
+            scores_begin(s);
+            values_begin(a, o);
             wgmma_wait<1>();
             wgmma_results(s);
-            const bool grown = weigh(s, t, plain, scale, st, alpha);
+            /* What was asked for in the round before has had most of a round by now, and there is
+             * most of one until it is used; so neither warpgroup waits while the other is up to
+             * half a round ahead. */
+            tell_loaded(t + 1);
+            const bool grown = weigh(s, t, seen, scale, st, alpha);
             wgmma_results(s);
             wgmma_wait<0>();
             wgmma_results(o);
+            /* First to know that the other's round t - 1 is over, then to tell of this one: else
+             * this warpgroup might tell of round t + 2, by the same barrier, before the other has
+             * heard of round t. */
+            barrier(used(1 - w.group, t - 1), C::THREADS);
             barrier_arrive(used(w.group, t), C::THREADS);
+            load_step();
             if (__builtin_expect(grown, 0)) {
                 rescale(o, alpha);
             }
             weights_keep(a, s);
-            if (__builtin_expect(w.asked, 0)) {
-                w.look_ahead_resolve();
-            }
         }
+        w.use_stage = w.stage_after(w.use_stage);
         barrier(loaded(1 - w.group, tiles), C::THREADS);
         wgmma_results(o);
-        wgmma_fence();
-        values_begin(a, o, tiles - 1);
+        values_begin(a, o);
         barrier(used(1 - w.group, tiles - 1), C::THREADS);
         load_after();
         wgmma_wait<0>();

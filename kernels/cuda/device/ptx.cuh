@@ -23,12 +23,19 @@ __device__ __forceinline__ void cp_async(uint32_t dst, const void *src, uint32_t
                  : "memory");
 }
 
-__device__ __forceinline__ void cp_async(uint32_t dst, const void *src, uint32_t bytes,
-                                         uint64_t policy)
+/* All 16; with `once` they leave L2 before others. */
+template <bool once> __device__ __forceinline__ void cp_async_whole(uint32_t dst, const void *src)
 {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;\n" ::"r"(dst),
-                 "l"(src), "r"(bytes), "l"(policy)
-                 : "memory");
+    if (once) {
+        asm volatile(
+            "{\n.reg .b64 policy;\n"
+            "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+            "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, policy;\n}\n" ::"r"(dst),
+            "l"(src)
+            : "memory");
+    } else {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(dst), "l"(src) : "memory");
+    }
 }
 
 __device__ __forceinline__ void cp_async_commit()
@@ -42,20 +49,6 @@ template <int pending> __device__ __forceinline__ void cp_async_wait()
     asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
-__device__ __forceinline__ uint64_t policy_evict_first()
-{
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ uint64_t policy_evict_normal()
-{
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(policy));
-    return policy;
-}
-
 /* bytes: a multiple of 16. */
 __device__ __forceinline__ void prefetch_l2(const void *src, uint32_t bytes)
 {
@@ -65,6 +58,11 @@ __device__ __forceinline__ void prefetch_l2(const void *src, uint32_t bytes)
     (void)src;
     (void)bytes;
 #endif
+}
+
+__device__ __forceinline__ void prefetch_l1(const void *src)
+{
+    asm volatile("prefetch.global.L1 [%0];\n" ::"l"(src) : "memory");
 }
 
 /* ---- order ---- */
@@ -120,6 +118,36 @@ __device__ __forceinline__ void fence_gpu()
 __device__ __forceinline__ void store_relaxed(uint32_t *p, uint32_t v)
 {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;\n" ::"l"(p), "r"(v) : "memory");
+}
+
+/* 8 and 16 bytes at once. Of bytes that are stored together all are seen or none: that is PTX's
+ * word for accesses of the same size, and these GPUs' habit where 16 bytes are read that were
+ * stored by eights. */
+__device__ __forceinline__ void store_relaxed(float *p, float2 v)
+{
+    asm volatile(
+        "{\n.reg .b64 x;\nmov.b64 x, {%1, %2};\nst.relaxed.gpu.global.b64 [%0], x;\n}\n" ::"l"(p),
+        "f"(v.x), "f"(v.y)
+        : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed(float *p, float4 v)
+{
+    asm volatile("{\n.reg .b64 x, y;\n.reg .b128 z;\nmov.b64 x, {%1, %2};\nmov.b64 y, {%3, %4};\n"
+                 "mov.b128 z, {x, y};\nst.relaxed.gpu.global.b128 [%0], z;\n}\n" ::"l"(p),
+                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+__device__ __forceinline__ float4 load_relaxed(const float *p)
+{
+    float4 v;
+    asm volatile("{\n.reg .b64 x, y;\n.reg .b128 z;\nld.relaxed.gpu.global.b128 z, [%4];\n"
+                 "mov.b128 {x, y}, z;\nmov.b64 {%0, %1}, x;\nmov.b64 {%2, %3}, y;\n}\n"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
 }
 
 /* ---- arithmetic ---- */

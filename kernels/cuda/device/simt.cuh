@@ -123,28 +123,43 @@ __device__ __forceinline__ void simt_attend(const relay_cuda_params &p, const re
     }
 }
 
+/* Waits for a partial result's LSE and takes it; then its output is there too. */
+__device__ __forceinline__ float simt_take(uint32_t *flag)
+{
+    uint32_t bits = load_relaxed(flag);
+    uint32_t spins = 0;
+    while (bits == RELAY_CUDA_PENDING) {
+        bits = load_relaxed(flag);
+        spin_count(spins);
+    }
+    fence_gpu();
+    store_relaxed(flag, RELAY_CUDA_PENDING);
+    return __uint_as_float(bits);
+}
+
 /* Adds packed row m's partial results from the unit's sources, in their order. */
 __device__ __forceinline__ void simt_merge(const relay_cuda_params &p, const relay_cuda_unit &u,
                                            uint32_t head, uint32_t m, simt_row &row)
 {
     const uint32_t lane = threadIdx.x % 32;
     for (uint32_t i = 0; i < u.source_count; i++) {
-        const relay_cuda_source &source =
-            u.source_count == 1 ? u.source : p.sources[u.source_begin + i];
+        const relay_cuda_source &source = p.sources[u.source_begin + i];
         for (uint32_t k = 0; k < source.count; k++) {
             size_t slot = (size_t)head * p.slots + source.slot + (size_t)m * source.count + k;
             float lse = 0.0f;
             if (lane == 0) {
-                lse = partial_take(p.partial_lse + slot);
+                lse = simt_take(p.partial_lse + slot);
             }
             lse = __shfl_sync(0xffffffffu, lse, 0);
             float weight = simt_weight(row, lse);
-            const float *from = p.partial_out + slot * p.partial_stride;
+            float *from = p.partial_out + slot * p.partial_stride;
 #pragma unroll
             for (int j = 0; j < RELAY_CUDA_SIMT_ELEMENTS; j++) {
                 uint32_t d = lane + 32 * j;
-                if (d < p.dv && weight != 0.0f) {
-                    row.out[j] = fmaf(weight, __ldcg(from + d), row.out[j]);
+                if (d < p.dv) {
+                    const float x = __ldcg(from + d);
+                    row.out[j] = weight != 0.0f ? fmaf(weight, x, row.out[j]) : row.out[j];
+                    from[d] = __uint_as_float(RELAY_CUDA_PENDING);
                 }
             }
         }

@@ -86,7 +86,7 @@ __device__ __forceinline__ void scores_mask(float (&s)[n][4], int r, uint32_t lo
     }
 }
 
-/* The largest score of row r over the row's four threads. */
+/* The largest of this thread's scores of row r. */
 template <int n> __device__ __forceinline__ float row_most(const float (&s)[n][4], int r)
 {
     constexpr int chains = n < 4 ? n : 4; /* side by side, to be short */
@@ -100,28 +100,58 @@ template <int n> __device__ __forceinline__ float row_most(const float (&s)[n][4
     for (int i = 1; i < chains; i++) {
         most[0] = fmaxf(most[0], most[i]);
     }
-    return quad_max(most[0]);
+    return most[0];
+}
+
+/* The same, or, if all are below 0, some number that is too: from 0 on floats compare like the
+ * integers that their words are, and of three of those the largest takes one instruction. */
+template <int n> __device__ __forceinline__ float row_most_above(const float (&s)[n][4], int r)
+{
+    constexpr int chains = n < 4 ? n : 4;
+    int most[chains];
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+        const int x = __float_as_int(s[j][2 * r]);
+        const int y = __float_as_int(s[j][2 * r + 1]);
+        most[j % chains] = j < chains ? max(x, y) : max(max(most[j % chains], x), y);
+    }
+#pragma unroll
+    for (int i = 1; i < chains; i++) {
+        most[0] = max(most[0], most[i]);
+    }
+    return __int_as_float(most[0]);
 }
 
 /* Scores, to be multiplied by c, to weights in place. True for the whole warp when some row's sums
- * so far must be multiplied by its alpha. */
-template <int n>
+ * so far must be multiplied by its alpha. Some thread's maximum is past the reference if the row's
+ * is, and most tiles need to know no more. `long_rows`: of many scores a thread; then a row whose
+ * reference is low looks more closely. */
+template <bool long_rows = false, int n>
 __device__ __forceinline__ bool softmax(float (&s)[n][4], float c, row_state &st, float (&alpha)[2])
 {
     constexpr int chains = n < 4 ? n : 4;
-    const float most[2] = {row_most(s, 0) * c, row_most(s, 1) * c};
+    bool past = false;
     alpha[0] = alpha[1] = 1.0f;
-    const bool grown = __any_sync(0xffffffffu, most[0] > st.max[0] + RELAY_CUDA_RESCALE ||
-                                                   most[1] > st.max[1] + RELAY_CUDA_RESCALE);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const float limit = st.max[r] + RELAY_CUDA_RESCALE;
+        const float most = long_rows ? row_most_above(s, r) : row_most(s, r);
+        past = past || most * c > limit || (long_rows && limit < 0.0f);
+    }
+    bool grown = __any_sync(0xffffffffu, past);
     if (__builtin_expect(grown, 0)) {
+        past = false;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            if (most[r] > st.max[r] + RELAY_CUDA_RESCALE) {
-                alpha[r] = exp2_fast(st.max[r] - most[r]);
-                st.max[r] = most[r];
+            const float x = quad_max(row_most(s, r)) * c;
+            if (x > st.max[r] + RELAY_CUDA_RESCALE) {
+                alpha[r] = exp2_fast(st.max[r] - x);
+                st.max[r] = x;
                 st.sum[r] *= alpha[r];
+                past = true;
             }
         }
+        grown = !long_rows || __any_sync(0xffffffffu, past);
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -188,9 +218,7 @@ __device__ __forceinline__ float column_sum(float x)
     return x;
 }
 
-/* softmax() of 16 tokens. Some thread's maximum is past the reference if the row's is, and most
- * tiles need to know no more. (Between wgmma that would cost more than it saves: a branch that is
- * not taken still ends the block of code that hides them.) */
+/* softmax() of 16 tokens. */
 template <int B, int blocks>
 __device__ __forceinline__ bool softmax_columns(float (&s)[B][4], float c, column_state<blocks> &st,
                                                 float (&alpha)[B][2])

@@ -42,14 +42,18 @@ template <int n> __device__ __forceinline__ void wgmma_results(float (&d)[n][4])
     }
 }
 
-/* Describes a tile. K-major (rows are N, or M of A): `stride` 1024, from 8 rows to the next, `lead`
- * unused. MN-major (rows are K): `stride` 1024, from 8 rows to the next; `lead` from 64 columns to
- * the next.
- */
-__device__ __forceinline__ uint64_t wgmma_tile(uint32_t address, uint32_t lead, uint32_t stride)
+/* Begins to describe a tile whose rows are 1024 bytes from 8 to the next 8. `lead`: of one that is
+ * MN-major (rows are K), from 64 columns to the next; else unused. The shuffle tells the compiler
+ * that all lanes have the same, so what follows from it costs no instruction of a lane's. */
+__device__ __forceinline__ uint32_t wgmma_tile(uint32_t address, uint32_t lead)
 {
-    return (uint64_t)((address & 0x3ffffu) >> 4) | (uint64_t)(lead >> 4) << 16 |
-           (uint64_t)(stride >> 4) << 32 | (uint64_t)1 << 62;
+    return __shfl_sync(0xffffffffu, (address & 0x3ffffu) >> 4 | lead >> 4 << 16, 0);
+}
+
+/* That tile from `bytes` on. */
+__device__ __forceinline__ uint64_t wgmma_from(uint32_t tile, uint32_t bytes)
+{
+    return (uint64_t)(1024 >> 4 | 1 << 30) << 32 | (tile + (bytes >> 4));
 }
 
 #define RELAY_R4(d, j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])

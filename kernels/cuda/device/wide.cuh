@@ -208,7 +208,7 @@ template <class C> struct wide_mma {
             if constexpr (!C::F8) {
                 w.stage_used();
             }
-            if (w.asked) {
+            if (w.asked()) {
                 w.look_ahead_resolve();
             }
         }
@@ -232,69 +232,60 @@ template <class C> struct wide_wgmma {
     worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
-    uint32_t tile; /* whose scores were begun last */
-    uint2 plain;   /* parts [x, y) that every row sees all of */
+    uint2 plain; /* parts [x, y) that every row sees all of */
     query_registers<C> q;
     float o[C::D / 8][4];
     row_state st;
 
     __device__ __forceinline__ wide_wgmma(worker<C> &worker_, const relay_cuda_unit &unit,
                                           uint32_t head_)
-        : w(worker_), u(unit), head(head_), tile(0)
+        : w(worker_), u(unit), head(head_)
     {
         plain = plain_parts(w, u);
     }
 
     __device__ __forceinline__ void scores_begin(float (&s)[8][4], uint32_t stage)
     {
-        uint32_t at = w.key_tile(stage) + w.group * 64 * 128;
+        const uint32_t keys = wgmma_tile(w.key_tile(stage) + w.group * 64 * 128, 16);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < C::D / 16; k++) {
-            uint32_t from = at + k / 4 * C::PLANE_BYTES + k % 4 * 32;
-            wgmma_type<T>::scores(s, q.a[k], wgmma_tile(from, 16, 1024), k != 0);
+            const uint32_t at = k / 4 * C::PLANE_BYTES + k % 4 * 32;
+            wgmma_type<T>::scores(s, q.a[k], wgmma_from(keys, at), k != 0);
         }
         wgmma_commit();
     }
 
     __device__ __forceinline__ void values_begin(const uint32_t (&a)[4][4], uint32_t stage)
     {
-        uint32_t at = w.value_tile(stage) + w.group * 64 * 128;
+        const uint32_t values =
+            wgmma_tile(w.value_tile(stage) + w.group * 64 * 128, C::PLANE_BYTES);
         wgmma_fence();
 #pragma unroll
         for (int t = 0; t < 4; t++) {
-            wgmma_type<T>::values(o, a[t], wgmma_tile(at + t * 2048, C::PLANE_BYTES, 1024), 1);
+            wgmma_type<T>::values(o, a[t], wgmma_from(values, t * 2048), 1);
         }
         wgmma_commit();
     }
 
-    /* The next tile's copies are there, and the stage of the one before the current is free. */
-    __device__ __forceinline__ void tile_next()
+    /* The copies of part i > 0 are there, and the stage of part i - 2 is free. */
+    __device__ __forceinline__ void part_next(uint32_t i)
     {
         wgmma_wait<0>(); /* its products may still be under way */
         wgmma_results(o);
-        /* In use or waited for: this tile, the next, and the one before, done by now. */
-        w.load_wait(w.ahead - (tile != 0 ? 3 : 2));
+        /* In use or waited for: part i, the one before, and the one before that, done by now. */
+        w.load_wait(w.ahead - (i != 1 ? 3 : 2));
         fence_proxy_async();
         w.group_barrier();
-        w.ahead -= tile != 0 ? 1 : 0;
-        tile++;
+        w.ahead -= i != 1 ? 1 : 0;
+        w.use_stage = w.stage_after(w.use_stage);
     }
 
-    /* Softmax of part i (scores in s), its product with the values, and the next part's scores. */
-    __device__ __forceinline__ void step(float (&s)[8][4], float (&next)[8][4], uint32_t i)
+    /* Softmax of part i (its scores in s), and its product with the values; the next part's scores
+     * are under way. */
+    __device__ __forceinline__ void weigh(float (&s)[8][4], float (&next)[8][4], uint32_t i,
+                                          uint32_t stage)
     {
-        const bool more = i + 1 < u.tiles;
-        const uint32_t stage = w.use_stage;
-        if (more) {
-            tile_next();
-            w.use_stage = stage + 1 == C::STAGES ? 0 : stage + 1;
-        }
-        /* After the last part: the same scores again, and nobody looks at them. */
-        scores_begin(next, w.use_stage);
-        if (more) {
-            w.load_more(C::STAGES);
-        }
         if (__builtin_expect(i - plain.x >= plain.y - plain.x, 0)) {
             scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
         }
@@ -323,8 +314,8 @@ template <class C> struct wide_wgmma {
 
     __device__ __forceinline__ void run()
     {
-        float s0[8][4];
-        float s1[8][4];
+        float s[8][4];
+        float next[8][4];
         const uint32_t m = w.query_row(u) + (w.lane >> 2);
 #pragma unroll
         for (int j = 0; j < C::D / 8; j++) {
@@ -336,28 +327,43 @@ template <class C> struct wide_wgmma {
         fence_proxy_async();
         w.group_barrier();
         queries_begin(w, u, head, q);
-        w.load_more(C::STAGES);
-        scores_begin(s0, w.use_stage);
-        append_all(w, u, head);
-        wgmma_wait<0>();
-        wgmma_results(s0);
+        /* One loop from the first scores to the last weights: code that is written once stays in
+         * the instruction cache, which two warpgroups at different work fill soon. */
 #pragma unroll 1
-        for (uint32_t i = 0;; i += 2) {
-            step(s0, s1, i);
-            if (i + 1 >= u.tiles) {
-                break;
+        for (uint32_t i = 0;; i++) {
+            const uint32_t stage = w.use_stage; /* of part i - 1 */
+            if (i != 0 && i < u.tiles) {
+                part_next(i);
             }
-            step(s1, s0, i + 1);
-            if (i + 2 >= u.tiles) {
-                break;
+            /* After the last part: the same scores again, and nobody looks at them. */
+            scores_begin(next, w.use_stage);
+            if (i < u.tiles) {
+                w.load_more(C::STAGES);
             }
-            if (__builtin_expect(w.asked, 0)) {
+            if (i == 0) {
+                append_all(w, u, head);
+                wgmma_wait<0>();
+                wgmma_results(next);
+            } else {
+                weigh(s, next, i - 1, stage);
+                if (i == u.tiles) {
+                    break;
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    s[j][e] = next[j][e];
+                }
+            }
+            if (__builtin_expect(w.asked(), 0)) {
                 w.look_ahead_resolve();
             }
         }
         wgmma_wait<0>();
         wgmma_results(o);
-        w.ahead -= tile != 0 ? 1 : 0; /* the tile before the last */
+        w.ahead -= u.tiles > 1 ? 1 : 0; /* the part before the last */
         w.stage_used();
         keep_wide(w, u, head, m, o, st);
     }

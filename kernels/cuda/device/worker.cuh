@@ -25,13 +25,13 @@ template <class C> struct worker {
     uint32_t warp; /* in the group */
     uint32_t lane;
     uint32_t first_row; /* of this warp's 16 in a stage and in the queries */
+    uint32_t copy_to;   /* where this lane's first copy goes in a tile as it is stored */
 
     /* The unit computed now, and the sequence. */
     uint32_t at;
     uint32_t num_pairs;
-    uint32_t next_unit; /* leader: the number after the next, NONE until known */
+    uint32_t next_unit; /* leader: the number after the next; ASKED: its ticket is on its way */
     uint32_t next_word; /* leader: this lane's word of its descriptor */
-    bool asked;         /* leader: a ticket was taken for it */
     bool exhausted;     /* leader: the ticket ran out */
 
     /* The stream. Most tiles are simple: 16 whole rows of every warp in one page each, none of them
@@ -42,7 +42,7 @@ template <class C> struct worker {
     uint32_t load_step;  /* tokens of a tile */
     uint32_t load_place; /* this lane's first copy in a page of K: head, row and chunk, in bytes */
     uint32_t run;        /* tiles left of the run */
-    uint32_t run_page;   /* which lane has the next one's page */
+    uint32_t last_page;  /* PAIR: of the last keys */
     uint32_t pages;      /* lane i: page of this warp's tokens in tile pages_tile + i */
     uint32_t pages_next; /* the same for the tiles after those */
     uint32_t pages_tile;
@@ -57,11 +57,12 @@ template <class C> struct worker {
         : p(params), memory(shared),
           mine(((group_memory *)(shared + C::GROUP_OFFSET))[threadIdx.x / 128]),
           base(shared_address(shared)), group(threadIdx.x / 128), warp(threadIdx.x / 32 % 4),
-          lane(threadIdx.x % 32), first_row(group * 64 + warp * 16), at(0),
-          next_unit(RELAY_CUDA_NONE), next_word(0), asked(false), exhausted(false), load_at(0),
-          load_tile(0), load_token(0), load_step(0), load_place(0), run(0), run_page(0), pages(0),
-          pages_next(0), pages_tile(0), pages_count(0), once(false), load_stage(0), use_stage(0),
-          ahead(0), fresh(false)
+          lane(threadIdx.x % 32), first_row(group * 64 + warp * 16),
+          copy_to(stored_offset<C>(first_row + lane / C::CHUNKS, lane % C::CHUNKS)), at(0),
+          next_unit(RELAY_CUDA_NONE), next_word(0), exhausted(false), load_at(0), load_tile(0),
+          load_token(0), load_step(0), load_place(0), run(0), last_page(0), pages(0), pages_next(0),
+          pages_tile(0), pages_count(0), once(false), load_stage(0), use_stage(0), ahead(0),
+          fresh(false)
     {
         uint32_t pairs = p.pair_end - p.number_begin;
         num_pairs = blockIdx.x < pairs ? (pairs - blockIdx.x - 1) / gridDim.x + 1 : 0;
@@ -178,17 +179,23 @@ template <class C> struct worker {
         }
     }
 
+    static constexpr uint32_t ASKED = RELAY_CUDA_NONE - 1;
+
+    __device__ __forceinline__ bool asked() const
+    {
+        return next_unit == ASKED;
+    }
+
     /* Leader warp, when a unit starts: find out about the one after the next. */
     __device__ __forceinline__ void look_ahead()
     {
         uint32_t position = at + 2;
         next_unit = RELAY_CUDA_NONE;
-        asked = false;
         if (position < num_pairs + 2) {
             next_unit = fixed_unit(position);
             next_word = descriptor_word(next_unit);
         } else if ((p.flags & RELAY_CUDA_P_DYNAMIC) != 0 && !exhausted) {
-            asked = true;
+            next_unit = ASKED;
             next_word = 0;
             if (lane == 0) {
                 next_word = atomicAdd(p.ticket, 1u);
@@ -199,10 +206,9 @@ template <class C> struct worker {
     /* Leader warp, when the ticket should have come. */
     __device__ __forceinline__ void look_ahead_resolve()
     {
-        if (!asked) {
+        if (!asked()) {
             return;
         }
-        asked = false;
         uint32_t ticket = __shfl_sync(0xffffffffu, next_word, 0);
         uint32_t groups = gridDim.x * C::GROUPS;
         uint32_t tickets = p.number_end - p.pair_end - 2 * groups;
@@ -319,12 +325,19 @@ template <class C> struct worker {
     /* Pages of the tile to load are in `pages` from here on. */
     __device__ __forceinline__ void pages_go_on(const relay_cuda_unit &u)
     {
-        if ((p.flags & RELAY_CUDA_P_POW2) != 0 && load_tile == pages_tile + pages_count) {
+        if (load_tile == pages_tile + pages_count) {
             pages = pages_next;
             pages_tile = load_tile;
             pages_count = 32;
             pages_next = page_load(u, 32 + lane);
         }
+    }
+
+    /* Whether 16 tokens lie in one page as they do in a stage. */
+    __device__ __forceinline__ bool in_place() const
+    {
+        constexpr uint32_t both = RELAY_CUDA_P_POW2 | RELAY_CUDA_P_EXACT;
+        return (p.flags & both) == both;
     }
 
     /* Before a unit's first tile. */
@@ -334,6 +347,8 @@ template <class C> struct worker {
         load_step = 1u << tile_shift(u);
         load_place = head * p.page_tokens * p.k_row_bytes + lane * 16;
         once = (p.flags & RELAY_CUDA_P_STREAM) != 0 && (u.flags & RELAY_CUDA_SHARED) == 0;
+        pages_tile = RELAY_CUDA_NONE; /* none known, and never any more to come */
+        pages_count = 0;
         if ((p.flags & RELAY_CUDA_P_POW2) != 0) {
             pages_begin(u);
         }
@@ -353,7 +368,6 @@ template <class C> struct worker {
         }
         const unit_slot &from = slot(load_at);
         const relay_cuda_unit &u = from.unit;
-        const bool paged = (p.flags & RELAY_CUDA_P_POW2) != 0; /* 16 tokens lie in one page */
         if (load_tile == 0) {
             uint32_t head = head_of(from);
             load_begin(u, head);
@@ -362,11 +376,8 @@ template <class C> struct worker {
             }
         }
         pages_go_on(u);
-        if (paged && (p.flags & RELAY_CUDA_P_EXACT) != 0) {
-            if (load_tile >= u.whole_begin && load_tile < u.whole_end) {
-                run = min(u.whole_end, pages_tile + pages_count) - load_tile;
-                run_page = load_tile - pages_tile;
-            }
+        if (in_place() && load_tile >= u.whole_begin && load_tile < u.whole_end) {
+            run = min(u.whole_end, pages_tile + pages_count) - load_tile;
         }
         return true;
     }
@@ -378,23 +389,28 @@ template <class C> struct worker {
         return page * p.page_stride + (load_place + in_page * C::ROW_BYTES);
     }
 
-    __device__ __forceinline__ uint64_t load_policy() const
+    /* Where this lane's i-th copy of 16 rows goes in a tile; i is known when this is compiled.
+     * Where a warp copies whole rows, it is the first copy's row some rows further: only the
+     * swizzle differs, in bits of its own. */
+    __device__ __forceinline__ uint32_t copy_place(uint32_t to, int i) const
     {
-        return once ? policy_evict_first() : policy_evict_normal();
+        constexpr int rows = 32 / C::CHUNKS; /* at a time */
+        if (32 % C::CHUNKS != 0) {
+            return to + stored_offset<C>(first_row + (i * 32 + lane) / C::CHUNKS,
+                                         (i * 32 + lane) % C::CHUNKS);
+        }
+        return ((to + copy_to) ^ stored_offset<C>(i * rows % 8, 0) % 128) +
+               i * rows * (C::ROW_BYTES < 128 ? C::ROW_BYTES : 128);
     }
 
     /* Keys or values of this warp's 16 tokens, all in one page and all wanted, of rows without
      * padding: from there to a stage's tile. */
-    __device__ __forceinline__ void load_whole(uint32_t to, const unsigned char *from,
-                                               uint64_t policy) const
+    template <bool leave_l2>
+    __device__ __forceinline__ void load_whole(uint32_t to, const unsigned char *from) const
     {
 #pragma unroll
         for (int i = 0; i < C::COPIES; i++) {
-            uint32_t row = (i * 32 + lane) / C::CHUNKS;
-            uint32_t chunk = (i * 32 + lane) % C::CHUNKS;
-            /* Whole rows ahead of this lane's first copy: a constant where rows divide 32 chunks,
-             * and a tile of whole rows is contiguous anyway. */
-            cp_async(to + stored_offset<C>(first_row + row, chunk), from + i * 512, 16, policy);
+            cp_async_whole<leave_l2>(copy_place(to, i), from + i * 512);
         }
     }
 
@@ -411,11 +427,10 @@ template <class C> struct worker {
     }
 
     /* Where lane i finds the keys of the i-th of this warp's 16 tokens from `token` on, lane 16 + i
-     * its values; 0 where the unit has none. Any page size (one page for all: `page`, if `paged`),
-     * and tokens that come with the call, which are LATER if `early`. */
+     * its values, whatever the page size; 0 where the unit has none, LATER where they come with the
+     * call. */
     __device__ __forceinline__ uint64_t row_place(const relay_cuda_unit &u, uint32_t head,
-                                                  uint32_t token, bool paged, uint32_t page,
-                                                  bool early = false) const
+                                                  uint32_t token) const
     {
         const bool is_value = lane >= 16;
         const uint32_t t = token + lane % 16;
@@ -424,24 +439,14 @@ template <class C> struct worker {
             return 0;
         }
         if (t - u.append_token < u.append_count && (p.flags & RELAY_CUDA_P_STAGED) == 0) {
-            if (C::F8) {
-                return 0; /* append_convert() puts it there */
-            }
-            return early ? LATER : appended_place(u, head, t, is_value);
+            return C::F8 ? 0 : LATER; /* F8: append_convert() puts it into zeros */
         }
-        uint32_t in_page = t & ((1u << p.page_shift) - 1);
-        if (!paged) {
-            const uint32_t i = page_index(t);
-            page = __ldg(p.pages + u.page_begin + i);
-            in_page = t - i * p.page_tokens;
-        }
-        size_t i = (size_t)head * p.page_tokens + in_page;
-        return (uint64_t)(is_value ? p.v : p.k) + page * p.page_stride + i * row_bytes;
+        const size_t i = (size_t)head * p.page_tokens + token_in_page(t);
+        return (uint64_t)(is_value ? p.v : p.k) + page_of(u, t) * p.page_stride + i * row_bytes;
     }
 
     /* Keys or values row by row, from what lanes `first` to `first` + 15 found; zeros where that is
      * nothing or rows are padded. */
-    template <bool early = false>
     __device__ __forceinline__ void load_rows(uint32_t to, uint64_t from, uint32_t first,
                                               uint32_t dim) const
     {
@@ -450,11 +455,54 @@ template <class C> struct worker {
             uint32_t row = i / C::CHUNKS;
             uint32_t chunk = i % C::CHUNKS;
             uint64_t at = __shfl_sync(0xffffffffu, from, first + row);
-            if (early && at == LATER) {
+            if (at != LATER) {
+                cp_async(to + stored_offset<C>(first_row + row, chunk),
+                         (const void *)(at + chunk * 16),
+                         at != 0 && chunk * C::CHUNK_ELEMENTS < dim ? 16 : 0);
+            }
+        }
+    }
+
+    /* Of tokens that all lie in one page, `place` being this lane's first copy there. */
+    __device__ __forceinline__ void load_part(const relay_cuda_unit &u, uint64_t place,
+                                              uint32_t token, uint32_t stage, uint32_t which) const
+    {
+        const uint2 later = appended_rows(u, token);
+#pragma unroll 1
+        for (uint32_t i = lane; i < 16 * C::CHUNKS; i += 32, place += 512) {
+            const uint32_t row = i / C::CHUNKS;
+            const uint32_t to = stored_offset<C>(first_row + row, i % C::CHUNKS);
+            const uint32_t bytes =
+                token + row >= u.token_begin && token + row < u.token_end ? 16 : 0;
+            if (row - later.x < later.y - later.x) {
                 continue;
             }
-            cp_async(to + stored_offset<C>(first_row + row, chunk), (const void *)(at + chunk * 16),
-                     at != 0 && chunk * C::CHUNK_ELEMENTS < dim ? 16 : 0);
+            if ((which & 1) != 0) {
+                cp_async(key_tile(stage) + to, p.k + place, bytes);
+            }
+            if ((which & 2) != 0) {
+                cp_async(value_tile(stage) + to, p.v + place, bytes);
+            }
+        }
+    }
+
+    /* Keys and values (or, by `which`, 1 or 2, one of them) of this warp's 16 tokens from `token`
+     * on that the unit has, without those that come with the call. `page`: theirs, if POW2. */
+    __device__ __forceinline__ void load_any(const relay_cuda_unit &u, uint32_t head,
+                                             uint32_t token, uint32_t page, uint32_t stage,
+                                             uint32_t which = 3) const
+    {
+        if (in_place()) {
+            load_part(u, whole_place(page, token), token, stage, which);
+            return;
+        }
+        const uint64_t rows = row_place(u, head, token);
+#pragma unroll 1
+        for (uint32_t values = 0; values < 2; values++) {
+            if ((which >> values & 1) != 0) {
+                load_rows(values ? value_tile(stage) : key_tile(stage), rows, values * 16,
+                          values ? p.dv : p.dqk);
+            }
         }
     }
 
@@ -503,7 +551,8 @@ template <class C> struct worker {
 
     /* What comes with the call of this warp's 16 tokens from `token` on, to a stage. */
     __device__ __forceinline__ void load_appended(const relay_cuda_unit &u, uint32_t head,
-                                                  uint32_t token, uint32_t stage) const
+                                                  uint32_t token, uint32_t stage,
+                                                  uint32_t which = 3) const
     {
         const uint2 rows = appended_rows(u, token);
 #pragma unroll 1
@@ -512,6 +561,9 @@ template <class C> struct worker {
             for (uint32_t c = lane; c < 2 * C::CHUNKS; c += 32) {
                 const bool is_value = c >= C::CHUNKS;
                 const uint32_t chunk = c % C::CHUNKS;
+                if ((which >> is_value & 1) == 0) {
+                    continue;
+                }
                 const uint64_t at = appended_place(u, head, token + row, is_value);
                 cp_async((is_value ? value_tile(stage) : key_tile(stage)) +
                              stored_offset<C>(first_row + row, chunk),
@@ -519,6 +571,31 @@ template <class C> struct worker {
                          chunk * C::CHUNK_ELEMENTS < (is_value ? p.dv : p.dqk) ? 16 : 0);
             }
         }
+    }
+
+    /* Starts the next tile of the stream, of a run (run != 0). */
+    __device__ __forceinline__ void load_run()
+    {
+        const uint32_t page = __shfl_sync(0xffffffffu, pages, (load_tile - pages_tile) % 32);
+        const uint64_t place = whole_place(page, load_token);
+        if (once) {
+            load_whole<true>(key_tile(load_stage), p.k + place);
+            load_whole<true>(value_tile(load_stage), p.v + place);
+        } else {
+            load_whole<false>(key_tile(load_stage), p.k + place);
+            load_whole<false>(value_tile(load_stage), p.v + place);
+        }
+        run--;
+        load_started();
+    }
+
+    __device__ __forceinline__ void load_started()
+    {
+        cp_async_commit();
+        load_stage = stage_after(load_stage);
+        load_token += load_step;
+        load_tile++;
+        ahead++;
     }
 
     /* Starts the next tile of the stream, if a unit that is known has one. `first`: of the launch,
@@ -529,30 +606,16 @@ template <class C> struct worker {
             return false;
         }
         if (__builtin_expect(run != 0, 1)) {
-            uint32_t page = __shfl_sync(0xffffffffu, pages, run_page);
-            const uint64_t place = whole_place(page, load_token);
-            const uint64_t policy = load_policy();
-            load_whole(key_tile(load_stage), p.k + place, policy);
-            load_whole(value_tile(load_stage), p.v + place, policy);
-            run--;
-            run_page++;
-        } else {
-            const unit_slot &from = slot(load_at);
-            const bool paged = (p.flags & RELAY_CUDA_P_POW2) != 0;
-            uint32_t page = __shfl_sync(0xffffffffu, pages, (load_tile - pages_tile) % 32);
-            uint64_t rows =
-                row_place(from.unit, head_of(from), load_token, paged, page, first && early);
-#pragma unroll 1
-            for (uint32_t values = 0; values < 2; values++) {
-                load_rows<first>(key_tile(load_stage) + values * C::TILE_BYTES, rows, values * 16,
-                                 values ? p.dv : p.dqk);
-            }
+            load_run();
+            return true;
         }
-        cp_async_commit();
-        load_stage = load_stage + 1 == C::STAGES ? 0 : load_stage + 1;
-        load_token += load_step;
-        load_tile++;
-        ahead++;
+        const unit_slot &from = slot(load_at);
+        const uint32_t page = __shfl_sync(0xffffffffu, pages, (load_tile - pages_tile) % 32);
+        load_any(from.unit, head_of(from), load_token, page, load_stage);
+        if (!C::F8 && !early) {
+            load_appended(from.unit, head_of(from), load_token, load_stage);
+        }
+        load_started();
         return true;
     }
 
@@ -581,9 +644,19 @@ template <class C> struct worker {
         }
     }
 
+    static __device__ __forceinline__ uint32_t stage_after(uint32_t stage)
+    {
+        return stage + 1 == C::STAGES ? 0 : stage + 1;
+    }
+
+    static __device__ __forceinline__ uint32_t stage_before(uint32_t stage)
+    {
+        return stage == 0 ? C::STAGES - 1 : stage - 1;
+    }
+
     __device__ __forceinline__ void stage_used()
     {
-        use_stage = use_stage + 1 == C::STAGES ? 0 : use_stage + 1;
+        use_stage = stage_after(use_stage);
         ahead--;
     }
 
