@@ -246,19 +246,44 @@ static uint32_t count_parts(const struct schedule_builder *b, uint32_t atom)
     return parts;
 }
 
-/* Merging many partial results takes longer than anything else in a short step. Where warpgroups
- * are free, four rows go to each of them, a warp's whole width to a row. */
-#define MERGE_PARTS 20u
-#define MERGE_ROWS  4u
+/* Merging many partial results takes longer than anything else in a short step. Of how many on a
+ * row has a warpgroup to itself, where there are enough, or four rows do, a warp's whole width to a
+ * row, where some are free: sooner where rows are few. */
+struct merge_limits {
+    uint32_t spread;
+    uint32_t four;
+};
+#define MERGE_FEW  64u
+#define MERGE_ROWS 4u
+
+static uint64_t packed_rows(const struct schedule_builder *b)
+{
+    return (uint64_t)b->plan->num_rows * b->group * b->heads;
+}
+
+static struct merge_limits merge_limits(const struct schedule_builder *b)
+{
+    return packed_rows(b) <= MERGE_FEW ? (struct merge_limits){.spread = 16, .four = 8}
+                                       : (struct merge_limits){.spread = 24, .four = 20};
+}
+
+bool schedule_spreads(const struct schedule_builder *b, uint32_t parts)
+{
+    return b->geometry->fused && !b->tuning->batch_invariant && parts > merge_limits(b).spread &&
+           packed_rows(b) <= schedule_warpgroups(b);
+}
 
 /* How many packed rows may be finished together. */
 static uint32_t rows_together(const struct schedule_builder *b, uint64_t units, uint32_t atom)
 {
-    uint64_t pieces =
+    const uint32_t parts = count_parts(b, atom);
+    const uint64_t pieces =
         (uint64_t)b->plan->num_rows * b->heads * relay_ceil_div_u32(b->group, MERGE_ROWS);
-    bool room = units + pieces <= (uint64_t)b->geometry->blocks * b->geometry->groups;
-    if (b->geometry->fused && !b->tuning->batch_invariant && b->atom_rows > MERGE_ROWS && room &&
-        count_parts(b, atom) > MERGE_PARTS) {
+    if (schedule_spreads(b, parts)) {
+        return 1;
+    }
+    if (b->geometry->fused && !b->tuning->batch_invariant && b->atom_rows > MERGE_ROWS &&
+        units + pieces <= schedule_warpgroups(b) && parts > merge_limits(b).four) {
         return MERGE_ROWS;
     }
     return RELAY_CUDA_ROWS_NARROW;

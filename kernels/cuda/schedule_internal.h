@@ -72,6 +72,9 @@ struct schedule_builder {
 /* Makes room for n elements, keeping the content. */
 enum relay_code schedule_grow(struct schedule_array *array, size_t n, struct relay_error *err);
 
+/* Whether rows of so many partial results are each merged by a warpgroup of their own. */
+bool schedule_spreads(const struct schedule_builder *b, uint32_t parts);
+
 /* schedule_split.c: fills splits from tiles, by cost. */
 enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_error *err);
 
@@ -92,6 +95,12 @@ static inline uint32_t schedule_min(uint32_t a, uint32_t b)
 static inline uint32_t schedule_max(uint32_t a, uint32_t b)
 {
     return a > b ? a : b;
+}
+
+/* Warpgroups that run at once. */
+static inline uint32_t schedule_warpgroups(const struct schedule_builder *b)
+{
+    return b->geometry->blocks * b->geometry->groups;
 }
 
 /* Warpgroups that a unit of this kind takes. */

@@ -9,8 +9,8 @@
 
 #define STEPS_LEAST 2u
 #define SLOT_COST   10u /* hundredths of a step */
-#define SPLITS_MOST 128u
-#define UNIT_STEPS  2u /* what a NARROW unit's beginning and end cost */
+#define SPLITS_MOST 256u
+#define UNIT_STEPS  3u /* what a NARROW unit's beginning and end cost */
 /* Batch-invariant splits follow from the segment's length alone. */
 #define INVARIANT_SHARED_STEPS 8u
 #define INVARIANT_OWN_STEPS    16u
@@ -45,9 +45,10 @@ static void survey(struct schedule_builder *b, struct load loads[2])
 
 /* The count that makes the longest warpgroup's work least: rounds of splits, their lengths, and
  * what each more partial result costs. `units`: tiles times heads that are split alike, in
- * warpgroups; `slots`: warpgroups. */
+ * warpgroups; `slots`: warpgroups. `longer`: than most of its kind, so that shorter ones fill the
+ * rounds; then the mean and half a split. */
 static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_t least,
-                         uint32_t slot_cost)
+                         uint32_t slot_cost, bool longer)
 {
     uint32_t most = schedule_min(schedule_max(steps / least, 1), SPLITS_MOST);
     uint32_t best = 1;
@@ -55,7 +56,9 @@ static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_
     for (uint32_t n = 1; n <= most; n++) {
         uint64_t rounds = (units * n + slots - 1) / slots;
         uint64_t merge = n == 1 ? 0 : (uint64_t)n * slot_cost;
-        uint64_t cost = rounds * (relay_ceil_div_u32(steps, n) * 100u + 100u) + merge;
+        uint64_t each = relay_ceil_div_u32(steps, n) * 100u + 100u;
+        uint64_t cost =
+            merge + (longer && rounds > 1 ? units * n * each / slots + each / 2 : rounds * each);
         if (cost < best_cost) {
             best_cost = cost;
             best = n;
@@ -64,11 +67,15 @@ static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_
     return best;
 }
 
-/* Hundredths of a step: one of a tile that its rows bound, a unit's beginning and end, 16 more
- * partial results to merge. */
+/* Hundredths of a step: one of a tile that its rows bound, a unit's beginning and end. */
 #define WIDE_STEP 120u
 #define UNIT      300u
-#define MERGE_16  160u
+
+/* To merge so many partial results of a row. */
+static uint32_t merge_cost(const struct schedule_builder *b, uint32_t parts)
+{
+    return schedule_spreads(b, parts) ? 200 + parts * 5 / 2 : parts * 10;
+}
 
 /* What units of `quantum` steps cost that run at once, the requests' own after the shared ones
  * where there is no room beside them; UINT64_MAX where there are too many shared ones for that.
@@ -76,7 +83,7 @@ static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_
 static uint64_t wave_cost(const struct schedule_builder *b, uint32_t quantum)
 {
     const struct schedule_split *splits = b->splits.data;
-    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint32_t slots = schedule_warpgroups(b);
     uint64_t units[2] = {0, 0}; /* shared, own; in warpgroups */
     uint32_t own_steps = 0;
     uint32_t parts = 0;
@@ -97,7 +104,7 @@ static uint64_t wave_cost(const struct schedule_builder *b, uint32_t quantum)
         return UINT64_MAX;
     }
     later = units[0] + units[1] > slots ? units[0] + units[1] - slots : 0;
-    return (uint64_t)quantum * 100u + parts * MERGE_16 / 16u +
+    return (uint64_t)quantum * 100u + merge_cost(b, parts) +
            (later + slots - 1) / slots * (schedule_min(quantum, own_steps) * 100u + UNIT);
 }
 
@@ -131,7 +138,7 @@ static uint32_t one_wave(const struct schedule_builder *b)
 static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
 {
     const struct schedule_split *splits = b->splits.data;
-    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint32_t slots = schedule_warpgroups(b);
     uint64_t own_units = 0;
     uint32_t own_steps = 0;
     uint32_t best = quantum;
@@ -166,7 +173,7 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
         }
         /* The later of the two, and a little for the memory that both want. */
         shared = (uint64_t)steps * WIDE_STEP;
-        cost = (own > shared ? own + shared / 4 : shared + own / 4) + parts * MERGE_16 / 16u;
+        cost = (own > shared ? own + shared / 4 : shared + own / 4) + merge_cost(b, parts);
         if (cost + cost / 20 < best_cost) { /* more partial results must be worth it */
             best_cost = cost;
             best = q;
@@ -183,7 +190,7 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
                           bool shared, const struct load loads[2], const uint32_t quanta[2])
 {
     const struct relay_cuda_tuning *tuning = b->tuning;
-    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint32_t slots = schedule_warpgroups(b);
     uint32_t least = tuning->steps_least != 0 ? tuning->steps_least : shared ? 1 : STEPS_LEAST;
     uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : SLOT_COST;
     uint32_t fixed = shared ? tuning->shared_splits : tuning->own_splits;
@@ -192,6 +199,7 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     uint64_t units;
     uint32_t unit;
     uint32_t n;
+    bool longer;
     if (fixed != 0) {
         return fixed;
     }
@@ -208,13 +216,14 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     /* As if all were as long as this one: so many units of it make the same work. */
     units = (load->steps + split->steps - 1) / split->steps;
     if (shared && split->kind == RELAY_CUDA_WIDE) {
-        n = cheapest(split->steps, units, schedule_max(slots / 2, 1), least, slot_cost);
+        n = cheapest(split->steps, units, schedule_max(slots / 2, 1), least, slot_cost, false);
         unit = relay_ceil_div_u32(split->steps, n);
         if (unit <= APART_STEPS && 2 * unit * slots <= loads[1].steps) {
             return n;
         }
     }
-    return cheapest(split->steps, units, slots, least, slot_cost);
+    longer = !shared && (uint64_t)split->steps * load->tiles * 5 > load->steps * 6;
+    return cheapest(split->steps, units, slots, least, slot_cost, longer);
 }
 
 static uint32_t invariant_steps(const struct relay_plan_segment *segment)
@@ -266,11 +275,21 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
     return RELAY_OK;
 }
 
+/* Steps until `units` NARROW units of `steps` each are done, in hundredths. Of more than run at
+ * once some end when others have just begun: half a unit more than the mean. */
+static uint64_t narrow_cost(uint64_t units, uint64_t steps, uint32_t slots)
+{
+    const uint64_t each = (steps + UNIT_STEPS) * 100u;
+    const uint64_t rounds = (units + slots - 1) / slots;
+    const uint64_t mean = units * each / slots + steps * 50u;
+    return rounds <= 1 ? each : rounds == 2 && mean < 2 * each ? 2 * each : mean;
+}
+
 /* More heads side by side in a warpgroup share one end of a unit, but make its way there longer. */
 uint32_t schedule_narrow_heads(const struct schedule_builder *b)
 {
     const struct relay_cuda_unit *units = b->units.data;
-    uint32_t slots = b->geometry->blocks * b->geometry->groups;
+    uint32_t slots = schedule_warpgroups(b);
     uint64_t narrow = (uint64_t)(b->pub.num_narrow - b->pub.num_wide) * b->heads;
     uint64_t steps = 0;
     uint64_t best_cost = UINT64_MAX;
@@ -283,8 +302,7 @@ uint32_t schedule_narrow_heads(const struct schedule_builder *b)
     }
     steps *= b->heads;
     for (uint32_t heads = 1; heads <= 4 && narrow != 0; heads *= 2) {
-        uint64_t rounds = (narrow / heads + slots - 1) / slots;
-        uint64_t cost = rounds * (steps * heads / narrow + UNIT_STEPS);
+        uint64_t cost = narrow_cost(narrow / heads, steps * heads / narrow, slots);
         if (b->heads % heads != 0 ||
             (b->tuning->narrow_heads != 0 && heads > b->tuning->narrow_heads)) {
             break;
