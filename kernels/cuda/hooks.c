@@ -49,7 +49,7 @@ static enum relay_code all_words(struct cuda_backend *cuda, const struct cuda_bu
                                  uint32_t word, bool *all, struct relay_error *err)
 {
     size_t words = buffer->bytes / sizeof(uint32_t);
-    uint32_t *copy = malloc((words + 1) * sizeof(*copy));
+    uint32_t *copy = calloc(words + 1, sizeof(*copy));
     enum relay_code code = RELAY_OK;
     if (copy == NULL) {
         return RELAY_FAIL(err, RELAY_RESOURCE_EXHAUSTED, "no memory for %zu words", words);
