@@ -2,12 +2,17 @@
 # The Dockerfile's image, built and run by a real engine: the quickstart's demo from outside against
 # a container that may do nothing it need not, its health, and a clean stop.
 #
-# Usage: image_test.sh BUILD_DIR    (relayctl of that build is the client)
+# Usage: image_test.sh BUILD_DIR [--cuda]    (relayctl of that build is the client)
 # No registry is asked: the base image is a debootstrapped Debian under the name that the Dockerfile
-# wants. Packages come from where this machine gets them. Exit code: 77 it cannot run here.
+# wants. Packages come from where this machine gets them. With --cuda the image is the one with the cuda
+# backend, its base has this machine's CUDA toolkit too, and it computes on the CPU where there is no
+# GPU; that takes a quarter of an hour and is not part of the usual tests. Exit code: 77 it cannot run
+# here.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 build=$(realpath "$1")
+cuda=${2:-}
+toolkit=/usr/local/cuda
 cache=$PWD/build/docker
 mkdir -p "$cache"
 # shellcheck source=tests/docker/engine.sh
@@ -43,15 +48,31 @@ base=$(tests/docker/base.sh 2>"$work/why") || cannot "$(tail -n 1 "$work/why")"
 
 # ---- build ----
 
+arguments=()
 base_name=$(sed -n 's/^ARG BASE=//p' Dockerfile)
 began=$(date +%s)
-if [ "$(docker image inspect -f '{{index .Config.Labels "base"}}' "$base_name" 2>/dev/null)" != "$base" ]; then
+imported() { # NAME: from this base
+  [ "$(docker image inspect -f '{{index .Config.Labels "base"}}' "$1" 2>/dev/null)" = "$base" ]
+}
+if ! imported "$base_name"; then
   tar -C "$base" -c . | docker import -c 'CMD ["bash"]' -c "LABEL base=$base" - "$base_name" \
     >/dev/null || fail "the base cannot be imported"
 fi
+if [ "$cuda" = --cuda ]; then
+  [ -x "$toolkit/bin/nvcc" ] || cannot "there is no $toolkit/bin/nvcc"
+  if ! imported relayd-toolkit:test; then
+    # Of the libraries what nvcc links with, a thirtieth of them.
+    (cd / && find -L "${toolkit#/}/"{bin,nvvm,include,lib64/stubs} "${toolkit#/}/lib64/"libcuda{rt,devrt}* \
+      -type f -print0) |
+      tar -c -h -C "$base" . -C / --null -T - |
+      docker import -c "ENV PATH=$toolkit/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+        -c "LABEL base=$base" - relayd-toolkit:test >/dev/null || fail "the toolkit cannot be imported"
+  fi
+  arguments+=(--build-arg PRESET=cuda --build-arg BASE=relayd-toolkit:test)
+fi
 seconds "base image" "$began"
 
-arguments=() # proxies as apt and the environment here have them; they do not stay in the image
+# Proxies as apt and the environment here have them; they do not stay in the image.
 for scheme in http https; do
   proxy=$(apt-config dump --format '%v%n' "Acquire::$scheme::Proxy" 2>/dev/null | head -n 1)
   if [ -z "$proxy" ] || [ "$proxy" = DIRECT ]; then
@@ -74,6 +95,14 @@ seconds "docker build" "$began"
 echo "     image: $(($(docker image inspect -f '{{.Size}}' relayd:test) / 1000000)) MB, of them base: \
 $(($(docker image inspect -f '{{.Size}}' "$base_name") / 1000000)) MB"
 echo "ok   the image builds"
+if [ "$cuda" = --cuda ]; then
+  if [ ! -e /dev/nvidia0 ]; then # by name it wants the device, and says so
+    ! docker run --rm --network=none relayd:test --backend=cuda:0 >"$work/out" 2>&1 ||
+      fail "it starts on a device that is not there"
+    sed 's/^/     /' "$work/out" | tail -n 1
+    echo "ok   it says that there is no GPU"
+  fi
+fi
 
 # ---- run ----
 
