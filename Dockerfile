@@ -5,14 +5,16 @@
 #     --build-arg BASE=nvidia/cuda:12.6.3-devel-ubuntu24.04 \
 #     --build-arg RUNTIME=nvidia/cuda:12.6.3-base-ubuntu24.04 .
 #   docker run --read-only --cap-drop=ALL -p 127.0.0.1:7070:7070 relayd --threads 8
+#   docker run --read-only --cap-drop=ALL -p 127.0.0.1:7070:7070 --gpus all relayd:cuda --backend=cuda:0
 # BASE and RUNTIME: Debian 12 or Ubuntu 24.04, the same release both times. deploy/compose.yaml runs
 # it with the unix socket in a volume.
 ARG BASE=debian:bookworm-slim
 ARG RUNTIME=debian:bookworm-slim
 
 FROM ${BASE} AS toolchain
+ARG PRESET=release
 COPY deploy/install-deps.sh /src/deploy/
-RUN /src/deploy/install-deps.sh
+RUN if [ "$PRESET" = cuda ]; then /src/deploy/install-deps.sh --cuda; else /src/deploy/install-deps.sh; fi
 
 FROM toolchain AS build
 ARG PRESET=release

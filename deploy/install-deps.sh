@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what relayd is built from, where it is missing: Debian 12 or Ubuntu 24.04, through apt.
-# Usage: install-deps.sh [--test] [--image] [--list]
+# Usage: install-deps.sh [--test] [--cuda] [--image] [--list]
 #   --test   also what tests/run.sh needs
+#   --cuda   also what nvcc needs beside its toolkit, which is the machine's own
 #   --image  also a Docker engine, where there is none, for the image's test
 #   --list   print the missing packages and install nothing
 set -eu
@@ -24,10 +25,11 @@ list=no
 for argument in "$@"; do
   case $argument in
   --test) packages+=("${test_packages[@]}") ;;
+  --cuda) packages+=(g++) ;;
   --image) command -v dockerd >/dev/null || packages+=(docker.io) ;;
   --list) list=yes ;;
   *)
-    sed -n '2,6s/^# //p' "$0"
+    sed -n '2,7s/^# //p' "$0"
     exit 64
     ;;
   esac

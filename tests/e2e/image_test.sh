@@ -6,8 +6,7 @@
 # No registry is asked: the base image is a debootstrapped Debian under the name that the Dockerfile
 # wants. Packages come from where this machine gets them. With --cuda the image is the one with the cuda
 # backend, its base has this machine's CUDA toolkit too, and it computes on the CPU where there is no
-# GPU; that takes a quarter of an hour and is not part of the usual tests. Exit code: 77 it cannot run
-# here.
+# GPU; that takes some minutes more and is not part of the usual tests. Exit code: 77 it cannot run here.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 build=$(realpath "$1")
@@ -51,23 +50,20 @@ base=$(tests/docker/base.sh 2>"$work/why") || cannot "$(tail -n 1 "$work/why")"
 arguments=()
 base_name=$(sed -n 's/^ARG BASE=//p' Dockerfile)
 began=$(date +%s)
-imported() { # NAME: from this base
-  [ "$(docker image inspect -f '{{index .Config.Labels "base"}}' "$1" 2>/dev/null)" = "$base" ]
-}
-if ! imported "$base_name"; then
+if [ "$(docker image inspect -f '{{index .Config.Labels "base"}}' "$base_name" 2>/dev/null)" != "$base" ]; then
   tar -C "$base" -c . | docker import -c 'CMD ["bash"]' -c "LABEL base=$base" - "$base_name" \
     >/dev/null || fail "the base cannot be imported"
 fi
 if [ "$cuda" = --cuda ]; then
   [ -x "$toolkit/bin/nvcc" ] || cannot "there is no $toolkit/bin/nvcc"
-  if ! imported relayd-toolkit:test; then
-    # Of the libraries what nvcc links with, a thirtieth of them.
-    (cd / && find -L "${toolkit#/}/"{bin,nvvm,include,lib64/stubs} "${toolkit#/}/lib64/"libcuda{rt,devrt}* \
-      -type f -print0) |
-      tar -c -h -C "$base" . -C / --null -T - |
-      docker import -c "ENV PATH=$toolkit/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
-        -c "LABEL base=$base" - relayd-toolkit:test >/dev/null || fail "the toolkit cannot be imported"
-  fi
+  # Of its libraries what nvcc links with, a thirtieth of them.
+  mkdir -p "$work/toolkit/lib64"
+  cp -rL "$toolkit"/{bin,nvvm,include} "$work/toolkit/" &&
+    cp -rL "$toolkit/lib64/"libcuda{rt,devrt}* "$toolkit/lib64/stubs" "$work/toolkit/lib64/" ||
+    fail "the toolkit cannot be copied"
+  printf '%s\n' "FROM $base_name" "COPY . $toolkit" "ENV PATH=$toolkit/bin:\$PATH" >"$work/Dockerfile"
+  DOCKER_BUILDKIT=1 docker build -q -t relayd-toolkit:test -f "$work/Dockerfile" "$work/toolkit" \
+    >/dev/null || fail "no base with the toolkit"
   arguments+=(--build-arg PRESET=cuda --build-arg BASE=relayd-toolkit:test)
 fi
 seconds "base image" "$began"
