@@ -276,17 +276,19 @@ bool schedule_spreads(const struct schedule_builder *b, uint32_t parts)
 /* How many packed rows may be finished together. */
 static uint32_t rows_together(const struct schedule_builder *b, uint64_t units, uint32_t atom)
 {
-    const uint32_t parts = count_parts(b, atom);
     const uint64_t pieces =
         (uint64_t)b->plan->num_rows * b->heads * relay_ceil_div_u32(b->group, MERGE_ROWS);
+    const bool fours = b->atom_rows > MERGE_ROWS && units + pieces <= schedule_warpgroups(b);
+    uint32_t parts;
+    if (!b->geometry->fused || b->tuning->batch_invariant ||
+        (!fours && packed_rows(b) > schedule_warpgroups(b))) {
+        return RELAY_CUDA_ROWS_NARROW;
+    }
+    parts = count_parts(b, atom);
     if (schedule_spreads(b, parts)) {
         return 1;
     }
-    if (b->geometry->fused && !b->tuning->batch_invariant && b->atom_rows > MERGE_ROWS &&
-        units + pieces <= schedule_warpgroups(b) && parts > merge_limits(b).four) {
-        return MERGE_ROWS;
-    }
-    return RELAY_CUDA_ROWS_NARROW;
+    return fours && parts > merge_limits(b).four ? MERGE_ROWS : RELAY_CUDA_ROWS_NARROW;
 }
 
 /* Neighbouring rows with the same tiles go together, up to 16 packed ones. */

@@ -49,17 +49,6 @@ template <int pending> __device__ __forceinline__ void cp_async_wait()
     asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
 }
 
-/* bytes: a multiple of 16. */
-__device__ __forceinline__ void prefetch_l2(const void *src, uint32_t bytes)
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(src), "r"(bytes) : "memory");
-#else
-    (void)src;
-    (void)bytes;
-#endif
-}
-
 __device__ __forceinline__ void prefetch_l1(const void *src)
 {
     asm volatile("prefetch.global.L1 [%0];\n" ::"l"(src) : "memory");
