@@ -39,6 +39,7 @@ struct row_slope {
 /* Small things of one warpgroup; rows by the warp that computes them. */
 struct group_memory {
     unit_slot ring[RELAY_CUDA_RING];
+    uint32_t exhausted; /* the ticket ran out; the leader warp's */
     /* A warp needs its intervals until its last tile, its state from then on. */
     union {
         float2 state[4][16];           /* (max, sum) of each warp's rows of a NARROW unit */

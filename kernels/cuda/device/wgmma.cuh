@@ -27,12 +27,6 @@ template <int pending> __device__ __forceinline__ void wgmma_wait()
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(pending) : "memory");
 }
 
-/* wgmma_wait<0>() in other words, so that two branches that begin with it are not merged. */
-__device__ __forceinline__ void wgmma_wait_all_else()
-{
-    asm volatile("/* else */ wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
-}
-
 /* Keeps the compiler from moving reads of d above, or its computation below, a wait. */
 template <int n> __device__ __forceinline__ void wgmma_results(float (&d)[n][4])
 {

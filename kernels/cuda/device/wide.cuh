@@ -216,23 +216,12 @@ template <class C> struct wide_mma {
     }
 };
 
-/* Parts of 64 tokens [x, y) of a unit that every row sees all of. */
-template <class C>
-__device__ __forceinline__ uint2 plain_parts(const worker<C> &w, const relay_cuda_unit &u)
-{
-    const uint32_t first = w.first_token(u);
-    const uint32_t x = u.token_begin == first ? 0 : 1;
-    const uint32_t y = max((u.token_end - first) / RELAY_CUDA_STEP_TOKENS, x);
-    return make_uint2(x, (u.flags & RELAY_CUDA_MASKED) != 0 ? x : y);
-}
-
 template <class C> struct wide_wgmma {
     using T = typename C::T;
 
     worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
-    uint2 plain; /* parts [x, y) that every row sees all of */
     query_registers<C> q;
     float o[C::D / 8][4];
     row_state st;
@@ -241,7 +230,6 @@ template <class C> struct wide_wgmma {
                                           uint32_t head_)
         : w(worker_), u(unit), head(head_)
     {
-        plain = plain_parts(w, u);
     }
 
     __device__ __forceinline__ void scores_begin(float (&s)[8][4], uint32_t stage)
@@ -271,8 +259,6 @@ template <class C> struct wide_wgmma {
     /* The copies of part i > 0 are there, and the stage of part i - 2 is free. */
     __device__ __forceinline__ void part_next(uint32_t i)
     {
-        wgmma_wait<0>(); /* its products may still be under way */
-        wgmma_results(o);
         /* In use or waited for: part i, the one before, and the one before that, done by now. */
         w.load_wait(w.ahead - (i != 1 ? 3 : 2));
         fence_proxy_async();
@@ -286,28 +272,30 @@ template <class C> struct wide_wgmma {
     __device__ __forceinline__ void weigh(float (&s)[8][4], float (&next)[8][4], uint32_t i,
                                           uint32_t stage)
     {
-        if (__builtin_expect(i - plain.x >= plain.y - plain.x, 0)) {
+        const bool masked = (u.flags & RELAY_CUDA_MASKED) != 0;
+        if (__builtin_expect(masked || i < u.whole_begin || i >= u.whole_end, 0)) {
             scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
         }
         float alpha[2];
         uint32_t a[4][4];
         const bool grown = softmax(s, w.p.scale_log2, st, alpha);
-        /* The weights first: they are what the products are to hide. The compiler moves a wait to
-         * the beginning of its block of code, so it gets one of its own on each side. */
+        /* The weights before the wait: they are what the scores are to hide. The compiler moves a
+         * wait to the beginning of its block of code, and this branch ends the block before. One
+         * wait in either branch of `grown` would do, but a warpgroup must wait by one instruction;
+         * and to pack weights after it lets ptxas (CUDA 13.0) take the registers of the queries. */
         wgmma_results(s);
-        if (__builtin_expect(grown, 0)) {
-            wgmma_wait<0>();
-            wgmma_results(o);
-            wgmma_results(next);
-            rescale(o, alpha);
-        } else {
-            wgmma_wait_all_else();
-            wgmma_results(o);
-            wgmma_results(next);
+        if (__builtin_expect(w.asked(), 0)) {
+            w.look_ahead_resolve();
         }
 #pragma unroll
         for (int t = 0; t < 4; t++) {
             weights_pack<T>(a[t], s, t);
+        }
+        wgmma_wait<0>();
+        wgmma_results(o);
+        wgmma_results(next);
+        if (__builtin_expect(grown, 0)) {
+            rescale(o, alpha);
         }
         values_begin(a, stage);
     }
@@ -332,8 +320,12 @@ template <class C> struct wide_wgmma {
 #pragma unroll 1
         for (uint32_t i = 0;; i++) {
             const uint32_t stage = w.use_stage; /* of part i - 1 */
-            if (i != 0 && i < u.tiles) {
-                part_next(i);
+            if (i != 0) {
+                wgmma_wait<0>(); /* for the products of part i - 2 with their values */
+                wgmma_results(o);
+                if (i < u.tiles) {
+                    part_next(i);
+                }
             }
             /* After the last part: the same scores again, and nobody looks at them. */
             scores_begin(next, w.use_stage);
@@ -356,9 +348,6 @@ template <class C> struct wide_wgmma {
                 for (int e = 0; e < 4; e++) {
                     s[j][e] = next[j][e];
                 }
-            }
-            if (__builtin_expect(w.asked(), 0)) {
-                w.look_ahead_resolve();
             }
         }
         wgmma_wait<0>();

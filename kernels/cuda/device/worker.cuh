@@ -32,7 +32,6 @@ template <class C> struct worker {
     uint32_t num_pairs;
     uint32_t next_unit; /* leader: the number after the next; ASKED: its ticket is on its way */
     uint32_t next_word; /* leader: this lane's word of its descriptor */
-    bool exhausted;     /* leader: the ticket ran out */
 
     /* The stream. Most tiles are simple: 16 whole rows of every warp in one page each, none of them
      * new. A run is such tiles in a row whose pages are known. */
@@ -59,12 +58,14 @@ template <class C> struct worker {
           base(shared_address(shared)), group(threadIdx.x / 128), warp(threadIdx.x / 32 % 4),
           lane(threadIdx.x % 32), first_row(group * 64 + warp * 16),
           copy_to(stored_offset<C>(first_row + lane / C::CHUNKS, lane % C::CHUNKS)), at(0),
-          next_unit(RELAY_CUDA_NONE), next_word(0), exhausted(false), load_at(0), load_tile(0),
-          load_token(0), load_step(0), load_place(0), run(0), last_page(0), pages(0), pages_next(0),
-          pages_tile(0), pages_count(0), once(false), load_stage(0), use_stage(0), ahead(0),
-          fresh(false)
+          next_unit(RELAY_CUDA_NONE), next_word(0), load_at(0), load_tile(0), load_token(0),
+          load_step(0), load_place(0), run(0), last_page(0), pages(0), pages_next(0), pages_tile(0),
+          pages_count(0), once(false), load_stage(0), use_stage(0), ahead(0), fresh(false)
     {
         uint32_t pairs = p.pair_end - p.number_begin;
+        if (warp == 0) {
+            mine.exhausted = 0;
+        }
         num_pairs = blockIdx.x < pairs ? (pairs - blockIdx.x - 1) / gridDim.x + 1 : 0;
     }
 
@@ -194,7 +195,7 @@ template <class C> struct worker {
         if (position < num_pairs + 2) {
             next_unit = fixed_unit(position);
             next_word = descriptor_word(next_unit);
-        } else if ((p.flags & RELAY_CUDA_P_DYNAMIC) != 0 && !exhausted) {
+        } else if ((p.flags & RELAY_CUDA_P_DYNAMIC) != 0 && mine.exhausted == 0) {
             next_unit = ASKED;
             next_word = 0;
             if (lane == 0) {
@@ -215,7 +216,7 @@ template <class C> struct worker {
         next_unit = ticket < tickets ? p.pair_end + 2 * groups + ticket : RELAY_CUDA_NONE;
         next_word = descriptor_word(next_unit);
         if (next_unit == RELAY_CUDA_NONE) {
-            exhausted = true;
+            mine.exhausted = 1;
             /* Every group takes tickets until one is too high; the last of those resets. */
             if (ticket == tickets + groups - 1 && lane == 0) {
                 store_relaxed(p.ticket, 0);
