@@ -11,8 +11,8 @@ pages of contexts permuted; the prompt's pages shared):
   cascade_fa2      FlashInfer's MultiLevelCascadeAttention with FA2 levels
   fa3_relay        FlashAttention-3 on the prompt and on the contexts, which lie contiguous for it,
                    and a merge of the two
-Each is a CUDA graph over layers with K/V of their own, more than 400 MB together; its plan is made
-before and not counted, as gpu_bench does with ours. A number is the median of all replays, in
+Each is a CUDA graph of 16 launches or more over layers with K/V of their own, more than 400 MB
+together; its plan is made before and not counted. gpu_bench does the same with ours. A number is the median of all replays, in
 microseconds a layer. --best takes those that --known (peers_h200.jsonl) has as the N quickest of a
 cell. Cells are HEADS:BATCH:PROMPT:CONTEXT, heads q/kv; those in both files already are left out.
 OURS and PEERS are what gpu_table.py reads. Versions are printed first.
@@ -34,6 +34,7 @@ KEY = ("heads", "batch", "prompt", "context")
 DIM = 128
 PAGE = 16
 KV_BYTES = 400e6
+LAUNCHES = 16
 REPLAYS = 5
 DEVICE = "cuda"
 
@@ -70,6 +71,7 @@ class Cell:
         self.prompt_pages, self.own_pages = prompt // PAGE, context // PAGE
         layer_bytes = 4 * self.kv_heads * DIM * (prompt + batch * context)
         self.layers = max(4, min(40, int(KV_BYTES // layer_bytes) + 1))
+        self.launches = max(self.layers, LAUNCHES)
         pages = self.prompt_pages + batch * self.own_pages
         shape = (pages, 2, PAGE, self.kv_heads, DIM)
         self.kv = [
@@ -160,19 +162,19 @@ def names():
     return [n for n in PEERS if (fa3 if n == "fa3_relay" else flashinfer) is not None]
 
 
-def graph_of(run, layers):
+def graph_of(run, cell):
     for i in range(2):
         run(i)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = [run(i) for i in range(layers)]
+        out = [run(i % cell.layers) for i in range(cell.launches)]
     graph.replay()
     torch.cuda.synchronize()
     return graph, out[0].clone().view(-1).float()
 
 
-def replay(graph, layers):
+def replay(graph, launches):
     times = []
     for _ in range(REPLAYS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -180,7 +182,7 @@ def replay(graph, layers):
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3 / layers)
+        times.append(begin.elapsed_time(end) * 1e3 / launches)
     return times
 
 
@@ -220,7 +222,7 @@ def bench(key, which, ours, workspace, turns):
     graphs, first = {}, None
     runs = [PEERS[name](cell, workspace) for name in which]  # graphs read what these hold
     for name, run in zip(which, runs):
-        graph, out = graph_of(run, cell.layers)
+        graph, out = graph_of(run, cell)
         if first is not None and (out - first).abs().max().item() > 1e-2:
             print(f"{key}: {name} differs from the others", file=sys.stderr)
         first = out if first is None else first
@@ -230,7 +232,7 @@ def bench(key, which, ours, workspace, turns):
     for _ in range(turns):
         lines.append(ours.time(key))
         for name, graph in graphs.items():
-            times[name] += replay(graph, cell.layers)
+            times[name] += replay(graph, cell.launches)
     line = lines[0]
     line["us"] = round(statistics.median(x["us"] for x in lines), 2)
     return line, {name: round(statistics.median(t), 2) for name, t in times.items()}

@@ -81,21 +81,22 @@ template <int lanes> __device__ __forceinline__ float part_sum(float x)
     return x;
 }
 
-/* Two of a warp's rows while they are merged, one by each half of the warp: a lane has columns
- * 4 (i + 16 c) .. of its half's row, i = lane % 16, and the row's reference, sum and place, and
- * looks at one of 16 flags. A row alone is merged by both halves, or, where it is alone in its
- * unit, by the eight of the warpgroup, each with a share of its partial results. Much is under way
- * at once: in short launches these are the last microseconds. */
-template <class C> struct merging {
-    static constexpr int n = (C::D + 63) / 64;
-    static constexpr int many = n <= 2 ? 8 : 4; /* partial results in flight, */
-    static constexpr int few = n <= 2 ? 4 : 2;  /* and of rows that have few */
+/* A warp's rows while they are merged, two by 16 lanes each or four by 8: of `width` lanes lane i
+ * has columns 4 (i + width c) .. of their row, and the row's reference, sum and place, and looks at
+ * one of `width` flags. By 16 lanes, a row alone is merged by both halves of the warp, or, where it
+ * is alone in its unit, by the eight of the warpgroup, each with a share of its partial results.
+ * Much is under way at once: in short launches these are the last microseconds. */
+template <class C, int width> struct merging {
+    static constexpr int n = (C::D + 4 * width - 1) / (4 * width);
+    /* Partial results in flight, and of rows that have few; more of four rows would spill. */
+    static constexpr int many = width == 8 ? 2 : n <= 2 ? 8 : 4;
+    static constexpr int few = n <= 2 && width == 16 ? 4 : 2;
 
     const worker<C> &w;
     const relay_cuda_unit &u;
     uint32_t head;
     bool alone;
-    uint32_t ways; /* halves that share a row */
+    uint32_t ways; /* so many times `width` lanes share a row */
     uint32_t m;    /* packed row */
     bool valid;
     float4 out[n];
@@ -105,11 +106,12 @@ template <class C> struct merging {
     __device__ __forceinline__ merging(const worker<C> &w_, const relay_cuda_unit &u_,
                                        uint32_t head_, uint32_t first, uint32_t step, bool spread)
         : w(w_), u(u_), head(head_),
-          alone((w_.p.flags & RELAY_CUDA_P_ORDERED) == 0 && first + step >= u_.packed_count),
+          alone(width == 16 && (w_.p.flags & RELAY_CUDA_P_ORDERED) == 0 &&
+                first + step >= u_.packed_count),
           ways(spread  ? 8
                : alone ? 2
                        : 1),
-          m(first + (w_.lane >= 16 && !alone ? step : 0)), valid(m < u_.packed_count),
+          m(first + (alone ? 0 : w_.lane / width * step)), valid(m < u_.packed_count),
           max(-INFINITY), sum(0.0f)
     {
         m = valid ? m : first; /* what is read for it is never stored */
@@ -119,7 +121,13 @@ template <class C> struct merging {
         }
     }
 
-    /* The half that stores the row, and has what its warp knows of it. */
+    /* The first of the row's lanes. */
+    __device__ __forceinline__ uint32_t first_lane() const
+    {
+        return w.lane / width * width;
+    }
+
+    /* Lanes that store the row, and have what their warp knows of it. */
     __device__ __forceinline__ bool owns() const
     {
         return valid && !(alone && w.lane >= 16);
@@ -128,13 +136,13 @@ template <class C> struct merging {
     /* This lane's columns, or others where it has none; those are never stored. */
     __device__ __forceinline__ uint32_t column(int c) const
     {
-        const uint32_t mine = 4 * (w.lane % 16 + 16 * c);
-        return C::D % 64 == 0 ? mine : min(mine, (uint32_t)C::D - 4);
+        const uint32_t mine = 4 * (w.lane % width + width * c);
+        return C::D % (4 * width) == 0 ? mine : min(mine, (uint32_t)C::D - 4);
     }
 
     __device__ __forceinline__ bool has_column(int c, uint32_t dim) const
     {
-        return 4 * (w.lane % 16 + 16 * c) < dim;
+        return 4 * (w.lane % width + width * c) < dim;
     }
 
     __device__ __forceinline__ void multiply(float by)
@@ -145,7 +153,7 @@ template <class C> struct merging {
         }
     }
 
-    /* Adds terms of base-2 logarithm `lse` and sum `of` (lane i of a half: the row's i-th, the same
+    /* Adds terms of base-2 logarithm `lse` and sum `of` (lane i of a row's: its i-th, the same
      * again every `lanes` lanes); returns their weights. */
     template <int lanes> __device__ __forceinline__ float weigh(float lse, float of)
     {
@@ -161,10 +169,10 @@ template <class C> struct merging {
         return weight;
     }
 
-    /* The outputs of the term that lane i of the half has the weight of. */
+    /* The outputs of the term that lane i of the row's has the weight of. */
     __device__ __forceinline__ void add(float weights, uint32_t i, const float4 (&a)[n])
     {
-        const float weight = __shfl_sync(0xffffffffu, weights, (w.lane & 16) + i);
+        const float weight = __shfl_sync(0xffffffffu, weights, first_lane() + i);
         if (weight != 0.0f) { /* 0 * inf must not come through */
 #pragma unroll
             for (int c = 0; c < n; c++) {
@@ -174,13 +182,15 @@ template <class C> struct merging {
     }
 
     /* The results of `warps` warps of the group (1, 2 or 4; four are read in any case, those past
-     * them with weight 0) from warp `from` on, in stage `stage`. */
+     * them with weight 0; but with four rows at a time always 1) from warp `from` on, in stage
+     * `stage`. */
     __device__ __forceinline__ void add_own(uint32_t from, uint32_t warps, uint32_t stage)
     {
         const unsigned char *at = w.memory + stage * C::STAGE_BYTES;
-        float4 a[4][n];
+        constexpr uint32_t most = width == 16 ? 4 : 1;
+        float4 a[most][n];
 #pragma unroll
-        for (uint32_t k = 0; k < 4; k++) {
+        for (uint32_t k = 0; k < most; k++) {
             const uint32_t row = w.group * 64 + (from + (k & (warps - 1))) * 16;
 #pragma unroll
             for (int c = 0; c < n; c++) {
@@ -188,12 +198,12 @@ template <class C> struct merging {
             }
         }
         float2 state = make_float2(-INFINITY, 0.0f);
-        if (w.lane % 4 < warps && owns()) {
-            state = w.mine.state[from + w.lane % 4][m];
+        if (w.lane % most < warps && owns()) {
+            state = w.mine.state[from + w.lane % most][m];
         }
-        const float weights = weigh<4>(state.y == 0.0f ? -INFINITY : state.x, state.y);
+        const float weights = weigh<most>(state.y == 0.0f ? -INFINITY : state.x, state.y);
 #pragma unroll
-        for (uint32_t k = 0; k < 4; k++) {
+        for (uint32_t k = 0; k < most; k++) {
             add(weights, k, a[k]);
         }
     }
@@ -203,15 +213,16 @@ template <class C> struct merging {
      * are waited for. */
     static constexpr uint32_t EAGER = 4;
 
-    /* Adds up to 16 partial results of each half, `batch` at a time: those of slots `slot` of the
-     * head that its first lanes have, where `wanted`. `count`: the more of either half's. */
+    /* Adds up to `width` partial results of each row, `batch` at a time: those of slots `slot` of
+     * the head that its first lanes have, where `wanted`. `count`: the most that a row has. */
     template <int batch>
     __device__ __forceinline__ void add_parts(uint32_t slot, bool wanted, uint32_t count)
     {
         const size_t first = (size_t)head * w.p.slots;
         uint32_t *flag = w.p.partial_lse + first + slot;
         float *outputs = w.p.partial_out + first * C::D;
-        const uint32_t mine = __popc(__ballot_sync(0xffffffffu, wanted) >> (w.lane & 16) & 0xffff);
+        const uint32_t mine =
+            __popc(__ballot_sync(0xffffffffu, wanted) >> first_lane() & ((1u << width) - 1));
         uint32_t bits = wanted ? RELAY_CUDA_PENDING : __float_as_uint(-INFINITY);
         float weights = 0.0f;
 #pragma unroll 1
@@ -224,7 +235,7 @@ template <class C> struct merging {
 #pragma unroll
             for (int k = 0; k < batch; k++) {
                 /* Past the last: the same again, with no weight. */
-                const uint32_t lane = (w.lane & 16) + (i + k < mine ? i + k : i);
+                const uint32_t lane = first_lane() + (i + k < mine ? i + k : i);
                 const uint32_t at = __shfl_sync(0xffffffffu, slot, lane);
                 from[k] = outputs + (size_t)at * C::D;
             }
@@ -260,7 +271,7 @@ template <class C> struct merging {
                 if (wanted) {
                     store_relaxed(flag, RELAY_CUDA_PENDING);
                 }
-                weights = weigh<16>(__uint_as_float(bits), 1.0f);
+                weights = weigh<width>(__uint_as_float(bits), 1.0f);
             }
 #pragma unroll
             for (int k = 0; k < batch; k++) {
@@ -275,7 +286,7 @@ template <class C> struct merging {
         }
     }
 
-    /* All that the unit's sources have of this lane's row, in their order: of each half's share 16
+    /* All that the unit's sources have of this lane's row, in their order: of each share `width`
      * at a time, one for each lane. */
     __device__ __forceinline__ void add_sources()
     {
@@ -289,8 +300,8 @@ template <class C> struct merging {
         }
         const uint32_t share = (total + ways - 1) / ways;
 #pragma unroll 1
-        for (uint32_t begin = 0; begin < share; begin += 16) {
-            const uint32_t of_share = begin + w.lane % 16;
+        for (uint32_t begin = 0; begin < share; begin += width) {
+            const uint32_t of_share = begin + w.lane % width;
             uint32_t i = way * share + of_share;
             const bool wanted = of_share < share && i < total && valid;
             uint32_t slot = 0;
@@ -307,7 +318,7 @@ template <class C> struct merging {
             if (share - begin <= few) {
                 add_parts<few>(slot, wanted, share - begin);
             } else {
-                add_parts<many>(slot, wanted, min(share - begin, 16u));
+                add_parts<many>(slot, wanted, min(share - begin, (uint32_t)width));
             }
         }
     }
@@ -366,8 +377,8 @@ template <class C> struct merging {
         const float sink = p.sinks != nullptr ? __ldg(p.sinks + q_head) : -INFINITY;
         float lse = sink; /* nothing else to see: exactly the sink */
         if (p.sinks != nullptr) {
-            weigh<16>(w.lane % 16 == 0 ? sink * RELAY_CUDA_LOG2E : -INFINITY,
-                      sum == 0.0f ? 0.0f : 1.0f);
+            weigh<width>(w.lane % width == 0 ? sink * RELAY_CUDA_LOG2E : -INFINITY,
+                         sum == 0.0f ? 0.0f : 1.0f);
         }
         if (sum != 0.0f) {
             lse = (max + log2_fast(sum)) * RELAY_CUDA_LN2;
@@ -384,7 +395,7 @@ template <class C> struct merging {
                 store_float(p.out_dtype, to, column(c), out[c]);
             }
         }
-        if (io.lse != nullptr && w.lane % 16 == 0) {
+        if (io.lse != nullptr && w.lane % width == 0) {
             io.lse[at] = lse;
         }
     }
@@ -401,8 +412,17 @@ template <class C> struct merging {
                 store_relaxed(w.p.partial_out + slot * C::D + column(c), out[c]);
             }
         }
-        if (w.lane % 16 == 0 && owns()) {
+        if (w.lane % width == 0 && owns()) {
             partial_give(w.p.partial_lse + slot, lse);
+        }
+    }
+
+    __device__ __forceinline__ void finish()
+    {
+        if ((u.flags & RELAY_CUDA_FINAL) != 0) {
+            write();
+        } else {
+            keep();
         }
     }
 };
@@ -420,9 +440,21 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
     if ((u.flags & RELAY_CUDA_ONE_ROW) != 0 && w.p.io_table != nullptr) {
         prefetch_l1(w.p.io_table + u.io); /* for write(), which is soon */
     }
+    if constexpr (C::D <= 128) {
+        if (own && step == 1 && u.packed_count > 2) {
+#pragma unroll 1
+            for (uint32_t m = 0; m < u.packed_count; m += 4) {
+                merging<C, 8> merge(w, u, head, m, 1, false);
+                merge.add_own(w.warp, 1, stage);
+                merge.add_sources();
+                merge.finish();
+            }
+            return;
+        }
+    }
 #pragma unroll 1
     for (uint32_t m = spread ? 0 : first; m < u.packed_count; m += 2 * step) {
-        merging<C> merge(w, u, head, m, step, spread);
+        merging<C, 16> merge(w, u, head, m, step, spread);
         if (own) {
             merge.add_own(w.warp - first, step, stage);
         }
@@ -441,10 +473,8 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
             if (w.warp == 0) {
                 m -= 2 * step;
             }
-        } else if ((u.flags & RELAY_CUDA_FINAL) != 0) {
-            merge.write();
         } else {
-            merge.keep();
+            merge.finish();
         }
     }
 }

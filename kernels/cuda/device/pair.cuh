@@ -21,18 +21,18 @@ template <class C> struct pair_unit {
     const relay_cuda_unit &u;
     uint32_t head;
     uint32_t tiles;
-    /* Tiles [placed, placed_end) lie in pages as in stages, and so do the ones before them. */
-    uint32_t placed;
-    uint32_t placed_end;
+    uint2 placed; /* tiles [x, y) lie in pages as in stages */
 
     __device__ __forceinline__ pair_unit(worker<C> &worker_, const relay_cuda_unit &unit,
                                          uint32_t head_)
-        : w(worker_), u(unit), head(head_), tiles(unit.tiles), placed(0), placed_end(0)
+        : w(worker_), u(unit), head(head_), tiles(unit.tiles),
+          placed(w.in_place() ? make_uint2(u.whole_begin, u.whole_end) : make_uint2(0, 0))
     {
-        if (w.in_place()) {
-            placed = u.whole_begin + 1;
-            placed_end = max(placed, u.whole_end);
-        }
+    }
+
+    __device__ __forceinline__ bool is_placed(uint32_t tile) const
+    {
+        return tile - placed.x < placed.y - placed.x;
     }
 
     /* ---- loading: w.load_tile is the tile whose keys come next, to w.load_stage ---- */
@@ -47,19 +47,18 @@ template <class C> struct pair_unit {
             w.pages_go_on(u);
             w.last_page = __shfl_sync(0xffffffffu, w.pages, (w.load_tile - w.pages_tile) % 32);
         }
-        if (__builtin_expect(w.load_tile - placed < placed_end - placed, 1)) {
+        if (__builtin_expect(is_placed(w.load_tile), 1)) {
             w.template load_whole<false>(w.key_tile(w.load_stage),
                                          w.p.k + w.whole_place(w.last_page, w.load_token));
+        } else if (w.load_tile < tiles) {
+            w.load_any(u, head, w.load_token, w.last_page, w.load_stage, 1);
+            w.load_appended(u, head, w.load_token, w.load_stage, 1);
+        }
+        if (__builtin_expect(is_placed(w.load_tile - 1), 1)) {
             w.template load_whole<false>(w.value_tile(stage), w.p.v + w.whole_place(before, token));
-        } else {
-            if (w.load_tile < tiles) {
-                w.load_any(u, head, w.load_token, w.last_page, w.load_stage, 1);
-                w.load_appended(u, head, w.load_token, w.load_stage, 1);
-            }
-            if (w.load_tile - 1 < tiles) {
-                w.load_any(u, head, token, before, stage, 2);
-                w.load_appended(u, head, token, stage, 2);
-            }
+        } else if (w.load_tile - 1 < tiles) {
+            w.load_any(u, head, token, before, stage, 2);
+            w.load_appended(u, head, token, stage, 2);
         }
         cp_async_commit();
         w.load_stage = w.stage_after(w.load_stage);
