@@ -32,10 +32,13 @@ uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel)
 }
 
 /* From how many tokens of an item of many rows on, and how many tiles of 128 rows and tokens for a
- * multiprocessor, two warpgroups that share their tiles are taken to be ahead of two that do not.
- * Measured on an H200; near the border either may be ahead, by 11 % at most. */
-#define PAIR_TOKENS 4096u
-#define PAIR_TILES  12u
+ * multiprocessor (fewer where items have very many rows), two warpgroups that share their tiles are
+ * taken to be ahead of two that do not. Measured on an H200; near the border either may be ahead,
+ * by 11 % at most. */
+#define PAIR_TOKENS     4096u
+#define PAIR_TILES      12u
+#define PAIR_TILES_MANY 7u
+#define PAIR_ROWS_MANY  512u
 
 /* Whether warpgroups had better share tiles: where there is much work of many rows in long items. A
  * PAIR's bits are its own, so never in batch-invariant mode. */
@@ -45,7 +48,9 @@ static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem 
     const struct relay_layer_kind *kind = &problem->shape->kind;
     uint64_t group = kind->num_q_heads / kind->num_kv_heads;
     uint64_t work = 0; /* rounds of PAIR tiles times their tokens */
+    uint64_t most = 0;
     uint32_t longest = 0;
+    uint32_t tiles;
     if (cuda->batch_invariant || cuda->options.tuning.batch_invariant) {
         return false;
     }
@@ -56,11 +61,13 @@ static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem 
         if (rows > RELAY_CUDA_ROWS_WIDE) {
             work += tokens * ((rows + RELAY_CUDA_ROWS_PAIR - 1) / RELAY_CUDA_ROWS_PAIR);
             longest = tokens > longest ? tokens : longest;
+            most = rows > most ? rows : most;
         }
     }
     work *= kind->num_kv_heads;
+    tiles = most >= PAIR_ROWS_MANY ? PAIR_TILES_MANY : PAIR_TILES;
     return longest >= PAIR_TOKENS &&
-           work >= (uint64_t)PAIR_TILES * RELAY_CUDA_ROWS_PAIR * cuda->properties.multiprocessors;
+           work >= (uint64_t)tiles * RELAY_CUDA_ROWS_PAIR * cuda->properties.multiprocessors;
 }
 
 size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,

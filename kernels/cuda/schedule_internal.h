@@ -44,6 +44,19 @@ struct schedule_split {
     uint32_t kind; /* the widest of its tiles */
 };
 
+/* What the device has to do in all for the shared segments or for the own ones. */
+struct schedule_load {
+    uint64_t steps;   /* of all tiles and KV heads, in warpgroups */
+    uint64_t tiles;   /* times KV heads, in warpgroups */
+    uint64_t stored;  /* tokens times KV heads, each once however many tiles read it */
+    uint32_t longest; /* tokens of an item */
+    uint32_t kinds;   /* 1 << kind of each tile */
+};
+
+/* Hundredths of a step (64 tokens of one warpgroup): one of a WIDE tile, a partial result more. */
+#define SCHEDULE_WIDE_STEP 120u
+#define SCHEDULE_SLOT_COST 10u
+
 struct schedule_builder {
     struct relay_cuda_schedule pub; /* first */
     struct schedule_array units;
@@ -67,6 +80,7 @@ struct schedule_builder {
     uint32_t num_groups;
     uint32_t atom_rows; /* packed rows of an atom at most; atoms of a plan row: atoms_of_row */
     uint32_t atoms_of_row;
+    uint32_t narrow_heads; /* KV heads side by side if the splits rely on it, else 0 */
 };
 
 /* Makes room for n elements, keeping the content. */
@@ -77,6 +91,11 @@ bool schedule_spreads(const struct schedule_builder *b, uint32_t parts);
 
 /* schedule_split.c: fills splits from tiles, by cost. */
 enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_error *err);
+
+/* schedule_beside.c: the steps of a shared unit, and the KV heads of an own one, where own tokens
+ * are best computed beside the shared ones; 0 where not. `loads`: of shared and of own segments. */
+uint32_t schedule_beside(const struct schedule_builder *b, const struct schedule_load loads[2],
+                         uint32_t *heads);
 
 /* KV heads side by side in NARROW units; after the units are made. */
 uint32_t schedule_narrow_heads(const struct schedule_builder *b);

@@ -8,7 +8,6 @@
 #include "core/checked.h"
 
 #define STEPS_LEAST 2u
-#define SLOT_COST   10u /* hundredths of a step */
 #define SPLITS_MOST 256u
 #define UNIT_STEPS  3u /* what a NARROW unit's beginning and end cost */
 /* Batch-invariant splits follow from the segment's length alone. */
@@ -16,29 +15,28 @@
 #define INVARIANT_OWN_STEPS    16u
 #define INVARIANT_SPLITS_MOST  16u
 
-/* What the device has to do in all, by class: shared segments and own ones. */
-struct load {
-    uint64_t steps; /* of all tiles and KV heads, in warpgroups */
-    uint64_t tiles; /* times KV heads, in warpgroups */
-};
-
-static void survey(struct schedule_builder *b, struct load loads[2])
+static void survey(struct schedule_builder *b, struct schedule_load loads[2])
 {
     struct schedule_split *splits = b->splits.data;
     const struct schedule_tile *tiles = schedule_tiles(b);
     for (uint32_t s = 0; s < b->plan->num_segments; s++) {
         splits[s] = (struct schedule_split){0, 0, 0, RELAY_CUDA_NARROW};
     }
-    loads[0] = loads[1] = (struct load){0, 0};
+    loads[0] = loads[1] = (struct schedule_load){0};
     for (uint32_t t = 0; t < b->num_tiles; t++) {
         const struct relay_item *item = &b->plan->items[tiles[t].item];
         struct schedule_split *split = &splits[item->segment];
-        struct load *load = &loads[b->plan->segments[item->segment].shared ? 0 : 1];
+        struct schedule_load *load = &loads[b->plan->segments[item->segment].shared ? 0 : 1];
         uint32_t steps = schedule_steps(item);
+        uint32_t tokens = item->token_end - item->token_begin;
+        bool seen = split->tiles != 0;
         split->steps = schedule_max(split->steps, steps);
         split->kind = schedule_max(split->kind, tiles[t].kind);
         split->tiles++;
         load->steps += (uint64_t)steps * b->heads * schedule_groups_of(tiles[t].kind);
+        load->longest = schedule_max(load->longest, tokens);
+        load->stored += seen ? 0 : (uint64_t)tokens * b->heads;
+        load->kinds |= 1u << tiles[t].kind;
         load->tiles += (uint64_t)b->heads * schedule_groups_of(tiles[t].kind);
     }
 }
@@ -67,9 +65,7 @@ static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_
     return best;
 }
 
-/* Hundredths of a step: one of a tile that its rows bound, a unit's beginning and end. */
-#define WIDE_STEP 120u
-#define UNIT      300u
+#define UNIT 300u /* a unit's beginning and end, hundredths of a step */
 
 /* To merge so many partial results of a row. */
 static uint32_t merge_cost(const struct schedule_builder *b, uint32_t parts)
@@ -172,7 +168,7 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
             break;
         }
         /* The later of the two, and a little for the memory that both want. */
-        shared = (uint64_t)steps * WIDE_STEP;
+        shared = (uint64_t)steps * SCHEDULE_WIDE_STEP;
         cost = (own > shared ? own + shared / 4 : shared + own / 4) + merge_cost(b, parts);
         if (cost + cost / 20 < best_cost) { /* more partial results must be worth it */
             best_cost = cost;
@@ -187,15 +183,16 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
 #define APART_STEPS 16u
 
 static uint32_t splits_of(const struct schedule_builder *b, const struct schedule_split *split,
-                          bool shared, const struct load loads[2], const uint32_t quanta[2])
+                          bool shared, const struct schedule_load loads[2],
+                          const uint32_t quanta[2])
 {
     const struct relay_cuda_tuning *tuning = b->tuning;
     uint32_t slots = schedule_warpgroups(b);
     uint32_t least = tuning->steps_least != 0 ? tuning->steps_least : shared ? 1 : STEPS_LEAST;
-    uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : SLOT_COST;
+    uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : SCHEDULE_SLOT_COST;
     uint32_t fixed = shared ? tuning->shared_splits : tuning->own_splits;
     uint32_t quantum = quanta[shared ? 0 : 1];
-    const struct load *load = &loads[shared ? 0 : 1];
+    const struct schedule_load *load = &loads[shared ? 0 : 1];
     uint64_t units;
     uint32_t unit;
     uint32_t n;
@@ -236,7 +233,7 @@ static uint32_t invariant_steps(const struct relay_plan_segment *segment)
 
 enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_error *err)
 {
-    struct load loads[2];
+    struct schedule_load loads[2];
     struct schedule_split *splits;
     uint32_t quanta[2]; /* of shared segments and of own ones; 0: by splits_of() */
     enum relay_code code = schedule_grow(&b->splits, (size_t)b->plan->num_segments + 1, err);
@@ -245,8 +242,15 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
     }
     splits = b->splits.data;
     survey(b, loads);
-    quanta[1] = b->tuning->batch_invariant ? 0 : one_wave(b);
-    quanta[0] = quanta[1] != 0 ? shared_wave(b, quanta[1]) : 0;
+    b->narrow_heads = 0;
+    if (b->tuning->batch_invariant) {
+        quanta[0] = quanta[1] = 0;
+    } else if ((quanta[0] = schedule_beside(b, loads, &b->narrow_heads)) != 0) {
+        quanta[1] = relay_ceil_div_u32(loads[1].longest, RELAY_CUDA_STEP_TOKENS) + 1;
+    } else {
+        quanta[1] = one_wave(b);
+        quanta[0] = quanta[1] != 0 ? shared_wave(b, quanta[1]) : 0;
+    }
     for (uint32_t s = 0; s < b->plan->num_segments; s++) {
         struct schedule_split *split = &splits[s];
         const struct relay_plan_segment *segment = &b->plan->segments[s];
@@ -296,6 +300,9 @@ uint32_t schedule_narrow_heads(const struct schedule_builder *b)
     uint32_t best = 1;
     if (b->geometry->one_head || b->tuning->batch_invariant) {
         return 1;
+    }
+    if (b->narrow_heads != 0) {
+        return b->narrow_heads;
     }
     for (uint32_t i = b->pub.num_wide; i < b->pub.num_narrow; i++) {
         steps += (units[i].token_end - units[i].token_begin) / RELAY_CUDA_STEP_TOKENS + 1;

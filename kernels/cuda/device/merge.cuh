@@ -211,7 +211,7 @@ template <class C, int width> struct merging {
     /* How often outputs are asked for together with LSEs that are not there yet. That saves their
      * own way to L2 and back in short steps; in long ones it would take bandwidth from those who
      * are waited for. */
-    static constexpr uint32_t EAGER = 4;
+    static constexpr uint32_t EAGER = 8;
 
     /* Adds up to `width` partial results of each row, `batch` at a time: those of slots `slot` of
      * the head that its first lanes have, where `wanted`. `count`: the most that a row has. */
@@ -441,7 +441,8 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
         prefetch_l1(w.p.io_table + u.io); /* for write(), which is soon */
     }
     if constexpr (C::D <= 128) {
-        if (own && step == 1 && u.packed_count > 2) {
+        const bool few = u.source_count == 0 || (u.source_count == 1 && u.sources[0].count <= 4);
+        if (own && step == 1 && u.packed_count > 2 && few) {
 #pragma unroll 1
             for (uint32_t m = 0; m < u.packed_count; m += 4) {
                 merging<C, 8> merge(w, u, head, m, 1, false);

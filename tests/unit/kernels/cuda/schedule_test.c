@@ -421,6 +421,28 @@ static void test_schedule_decode_is_one_wave(void)
     CHECK(schedule->num_pairs >= 8 && schedule->num_pairs * 8 <= 132);
 }
 
+/* Where requests' own tokens fill half of the warpgroups with KV heads side by side, short prompts
+ * are split over the other half and all is done at once; long ones are done first, by all. */
+static void test_schedule_decode_beside(void)
+{
+    static const struct relay_cuda_geometry h200 = {264, 1, false, true, false};
+    static const struct relay_cuda_tuning defaults;
+    struct relay_error err;
+    struct batch b;
+    decode(&b, 32, 8, 32, 2048, 128);
+    CHECK_STILL();
+    CHECK_OK(relay_cuda_schedule_build(schedule, plan, 8, 4, &h200, &defaults, &err), err);
+    CHECK_EQ(schedule->narrow_heads, 2);
+    CHECK_EQ(count_kind(RELAY_CUDA_NARROW, true), 32);
+    CHECK(count_kind(RELAY_CUDA_WIDE, false) * 8 > 66);
+    CHECK(count_kind(RELAY_CUDA_WIDE, false) * 8 <= 132);
+    decode(&b, 32, 8, 32, 8192, 128);
+    CHECK_STILL();
+    CHECK_OK(relay_cuda_schedule_build(schedule, plan, 8, 4, &h200, &defaults, &err), err);
+    CHECK(count_kind(RELAY_CUDA_WIDE, false) * 8 > 132);
+    CHECK(count_kind(RELAY_CUDA_WIDE, false) * 8 <= 264);
+}
+
 /* batch_invariant: a request's own splits and the prompt's do not depend on who else is there. */
 static void test_schedule_invariant_splits(void)
 {
@@ -456,6 +478,7 @@ int main(void)
     }
     CHECK_RUN(test_schedule_random_batches);
     CHECK_RUN(test_schedule_decode_is_one_wave);
+    CHECK_RUN(test_schedule_decode_beside);
     CHECK_RUN(test_schedule_invariant_splits);
     relay_plan_destroy(plan);
     relay_cuda_schedule_destroy(schedule);

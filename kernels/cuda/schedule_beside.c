@@ -1,0 +1,133 @@
+/* Whether requests' own tokens are computed beside the prompts or after them.
+ *
+ * A multiprocessor has room for two warpgroups. One with many rows computes, one with few streams,
+ * and neither is much slower for the other; so where requests' own tokens, unsplit and several KV
+ * heads side by side, take about half of the warpgroups, prompts are best split over the other
+ * half. Costs in hundredths of a step, the constants from sweeps on an H200. Pure. */
+#include "cuda/schedule_internal.h"
+
+#include "core/checked.h"
+
+#define STREAM_STEP        200u /* of a NARROW unit when all warpgroups stream, */
+#define NARROW_STEP        50u  /* and when few do */
+#define BESIDE_STEPS_LEAST 2u
+#define WIDE_UNIT          250u /* a unit's beginning and end */
+#define NARROW_UNIT        250u
+
+/* Units of the shared segments, in warpgroups. */
+static uint64_t shared_units(const struct schedule_builder *b, uint32_t quantum)
+{
+    const struct schedule_split *splits = b->splits.data;
+    uint64_t units = 0;
+    for (uint32_t s = 0; s < b->plan->num_segments; s++) {
+        if (b->plan->segments[s].shared) {
+            units += (uint64_t)splits[s].tiles * b->heads *
+                     relay_ceil_div_u32(splits[s].steps, quantum) *
+                     schedule_groups_of(splits[s].kind);
+        }
+    }
+    return units;
+}
+
+/* The fewest steps of a unit with which the shared segments are in no more than `slots` units; 0
+ * where there are more tiles. */
+static uint32_t shared_quantum(const struct schedule_builder *b, const struct schedule_load *load,
+                               uint32_t slots)
+{
+    uint32_t longest = relay_ceil_div_u32(load->longest, RELAY_CUDA_STEP_TOKENS) + 1;
+    uint32_t low = 1;
+    if (load->tiles > slots) {
+        return 0;
+    }
+    while (low < longest) {
+        uint32_t middle = low + (longest - low) / 2;
+        if (shared_units(b, middle) <= slots) {
+            longest = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    return low;
+}
+
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Hundredths of a step that memory takes for that. */
+static uint64_t stream_cost(const struct schedule_builder *b, const struct schedule_load *load)
+{
+    return load->stored * STREAM_STEP / ((uint64_t)schedule_warpgroups(b) * RELAY_CUDA_STEP_TOKENS);
+}
+
+static uint64_t wide_cost(const struct schedule_builder *b, const struct schedule_load *load,
+                          uint32_t quantum)
+{
+    return max_u64(quantum * SCHEDULE_WIDE_STEP + WIDE_UNIT, stream_cost(b, load));
+}
+
+/* Hundredths of a step until own tokens, `heads` side by side, and shared ones in units of
+ * `quantum` are done, those beside these, but what there is no room for after them; UINT64_MAX
+ * where that is more than one unit for each warpgroup. */
+static uint64_t beside_cost(const struct schedule_builder *b, const struct schedule_load loads[2],
+                            uint32_t quantum, uint32_t heads)
+{
+    uint64_t slots = schedule_warpgroups(b);
+    uint64_t shared = shared_units(b, quantum);
+    uint64_t own = (loads[1].tiles + heads - 1) / heads;
+    uint64_t later = own > slots - shared ? own - (slots - shared) : 0;
+    uint64_t step = max_u64(NARROW_STEP, STREAM_STEP * (later != 0 ? later : own) / slots);
+    uint64_t wide = wide_cost(b, &loads[0], quantum);
+    uint64_t least = stream_cost(b, &loads[0]) + stream_cost(b, &loads[1]) + NARROW_UNIT;
+    /* The longest come first: those that come later are no longer than the mean. */
+    uint64_t tokens = later != 0 ? loads[1].stored / loads[1].tiles : loads[1].longest;
+    uint64_t narrow = tokens * heads * step / RELAY_CUDA_STEP_TOKENS + NARROW_UNIT;
+    if (later > shared) {
+        return UINT64_MAX;
+    }
+    if (later != 0) {
+        return max_u64((wide + narrow) * 11 / 8, least + wide / 4);
+    }
+    narrow += narrow / 12; /* half of the warpgroups stream a little slower than all */
+    return max_u64(wide > narrow ? wide + narrow / 4 : narrow + wide / 4, least);
+}
+
+/* The same with the shared ones over all warpgroups first. */
+static uint64_t after_cost(const struct schedule_builder *b, const struct schedule_load loads[2],
+                           uint32_t quantum)
+{
+    return wide_cost(b, &loads[0], quantum) + stream_cost(b, &loads[1]) + 2 * NARROW_UNIT;
+}
+
+static uint32_t parts_of(const struct schedule_load *load, uint32_t quantum)
+{
+    return relay_ceil_div_u32(load->longest, quantum * RELAY_CUDA_STEP_TOKENS);
+}
+
+uint32_t schedule_beside(const struct schedule_builder *b, const struct schedule_load loads[2],
+                         uint32_t *heads)
+{
+    uint32_t slots = schedule_warpgroups(b);
+    uint32_t most = b->tuning->narrow_heads != 0 ? b->tuning->narrow_heads : 4u;
+    uint32_t quantum = schedule_max(shared_quantum(b, &loads[0], slots / 2), BESIDE_STEPS_LEAST);
+    uint32_t all = shared_quantum(b, &loads[0], slots);
+    uint64_t best;
+    uint32_t found = 0;
+    if (b->geometry->one_head || b->tuning->shared_splits != 0 || b->tuning->own_splits != 0 ||
+        loads[0].kinds != 1u << RELAY_CUDA_WIDE || loads[1].kinds != 1u << RELAY_CUDA_NARROW ||
+        loads[0].tiles > slots / 2 || loads[1].tiles <= slots / 2) {
+        return 0;
+    }
+    best = after_cost(b, loads, all) + parts_of(&loads[0], all) * SCHEDULE_SLOT_COST;
+    for (uint32_t h = 1; h <= most && b->heads % h == 0; h *= 2) {
+        uint64_t cost = beside_cost(b, loads, quantum, h);
+        if (cost < best &&
+            (cost += parts_of(&loads[0], quantum) * SCHEDULE_SLOT_COST + cost / 64) < best) {
+            best = cost;
+            found = quantum;
+            *heads = h;
+        }
+    }
+    return found;
+}
