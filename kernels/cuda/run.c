@@ -32,9 +32,9 @@ uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel)
 }
 
 /* From how many tokens of an item of many rows on, and how many tiles of 128 rows and tokens for a
- * multiprocessor (fewer where items have very many rows), two warpgroups that share their tiles are
- * taken to be ahead of two that do not. Measured on an H200; near the border either may be ahead,
- * by 11 % at most. */
+ * multiprocessor (fewer where very many rows see a segment), two warpgroups that share their tiles
+ * are taken to be ahead of two that do not. Measured on an H200; near the border either may be
+ * ahead, by 11 % at most. */
 #define PAIR_TOKENS     4096u
 #define PAIR_TILES      12u
 #define PAIR_TILES_MANY 7u
@@ -47,7 +47,8 @@ static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem 
     const struct relay_plan *plan = problem->plan;
     const struct relay_layer_kind *kind = &problem->shape->kind;
     uint64_t group = kind->num_q_heads / kind->num_kv_heads;
-    uint64_t work = 0; /* rounds of PAIR tiles times their tokens */
+    uint64_t work = 0;    /* rounds of PAIR tiles times their tokens */
+    uint64_t seen_by = 0; /* rows of an item's segment so far */
     uint64_t most = 0;
     uint32_t longest = 0;
     uint32_t tiles;
@@ -61,8 +62,9 @@ static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem 
         if (rows > RELAY_CUDA_ROWS_WIDE) {
             work += tokens * ((rows + RELAY_CUDA_ROWS_PAIR - 1) / RELAY_CUDA_ROWS_PAIR);
             longest = tokens > longest ? tokens : longest;
-            most = rows > most ? rows : most;
         }
+        seen_by = i != 0 && item->segment == plan->items[i - 1].segment ? seen_by + rows : rows;
+        most = seen_by > most ? seen_by : most;
     }
     work *= kind->num_kv_heads;
     tiles = most >= PAIR_ROWS_MANY ? PAIR_TILES_MANY : PAIR_TILES;
