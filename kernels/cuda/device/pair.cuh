@@ -261,7 +261,11 @@ template <class C> struct wide_unit<C, true, false> {
     static __device__ __forceinline__ void run(worker<C> &w, const relay_cuda_unit &u,
                                                uint32_t head)
     {
-        wide_wgmma<C>(w, u, head).run();
+        if constexpr (C::F8) {
+            wide_wgmma_f8<C>(w, u, head).run();
+        } else {
+            wide_wgmma<C>(w, u, head).run();
+        }
     }
 };
 

@@ -358,6 +358,107 @@ template <class C> struct wide_wgmma {
     }
 };
 
+/* The same for K/V as F8: a warp opens the tokens it loaded as F16, for all of the warpgroup, once
+ * nobody's products need the tile before any more. */
+template <class C> struct wide_wgmma_f8 {
+    using T = typename C::T;
+
+    worker<C> &w;
+    const relay_cuda_unit &u;
+    uint32_t head;
+    query_registers<C> q;
+    float o[C::D / 8][4];
+    row_state st;
+
+    __device__ __forceinline__ wide_wgmma_f8(worker<C> &worker_, const relay_cuda_unit &unit,
+                                             uint32_t head_)
+        : w(worker_), u(unit), head(head_)
+    {
+    }
+
+    /* Tile i is there, opened, and its stage free. */
+    __device__ __forceinline__ void tile_next(uint32_t i)
+    {
+        const uint32_t mine = w.warp_token(u, i);
+        w.load_wait(w.ahead - 1);
+        wgmma_wait<0>();
+        wgmma_results(o);
+        w.group_barrier();
+        if (__builtin_expect(w.appends(u, mine, 16), 0)) {
+            append_convert(w, u, head, mine, w.use_stage);
+        }
+        tile_open(w, w.use_stage);
+        fence_proxy_async();
+        w.group_barrier();
+        w.stage_used();
+        w.load_more(C::STAGES);
+    }
+
+    __device__ __forceinline__ void scores_begin(float (&s)[8][4]) const
+    {
+        const uint32_t keys = wgmma_tile(w.opened_keys(), 16);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < C::D / 16; k++) {
+            const uint32_t at = k / 4 * C::PLANE_BYTES + k % 4 * 32;
+            wgmma_type<T>::scores(s, q.a[k], wgmma_from(keys, at), k != 0);
+        }
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void values_begin(const uint32_t (&a)[4][4])
+    {
+        const uint32_t values = wgmma_tile(w.opened_values(), C::PLANE_BYTES);
+        wgmma_fence();
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            wgmma_type<T>::values(o, a[t], wgmma_from(values, t * 2048), 1);
+        }
+        wgmma_commit();
+    }
+
+    __device__ __forceinline__ void run()
+    {
+        const uint32_t m = w.query_row(u) + (w.lane >> 2);
+#pragma unroll
+        for (int j = 0; j < C::D / 8; j++) {
+            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
+        }
+        state_reset(st);
+        w.rows_begin(u, head);
+        w.load_wait(w.ahead - 1);
+        __syncwarp();
+        queries_begin(w, u, head, q);
+#pragma unroll 1
+        for (uint32_t i = 0; i < u.tiles; i++) {
+            float s[8][4];
+            float alpha[2];
+            uint32_t a[4][4];
+            tile_next(i);
+            scores_begin(s);
+            wgmma_wait<0>();
+            wgmma_results(s);
+            scores_scale(q, s);
+            scores_finish(w, u, w.first_token(u) + i * RELAY_CUDA_STEP_TOKENS, s);
+            if (softmax(s, scale_of<C>(w.p), st, alpha)) {
+                rescale(o, alpha);
+            }
+#pragma unroll
+            for (int t = 0; t < 4; t++) {
+                weights_pack<T>(a[t], s, t);
+            }
+            wgmma_results(o);
+            values_begin(a);
+            if (__builtin_expect(w.asked(), 0)) {
+                w.look_ahead_resolve();
+            }
+        }
+        wgmma_wait<0>();
+        wgmma_results(o);
+        keep_wide(w, u, head, m, o, st, value_scale(w, head));
+    }
+};
+
 } // namespace relay
 
 #endif

@@ -129,6 +129,12 @@ template <class C> struct worker {
 
     /* ---- the sequence ---- */
 
+    /* PAIR units of this block, which come first. */
+    __device__ __forceinline__ uint32_t pairs_first() const
+    {
+        return C::PAIRS ? num_pairs : 0;
+    }
+
     /* Number of a position that needs no ticket, or NONE. */
     __device__ __forceinline__ uint32_t fixed_unit(uint32_t position) const
     {
@@ -136,13 +142,13 @@ template <class C> struct worker {
             (p.flags & RELAY_CUDA_P_APART) != 0 ? p.pair_end - p.number_begin : 0;
         const uint32_t blocks = gridDim.x - pairs; /* for other units, the last of the grid */
         uint32_t i;
-        if (position < num_pairs) {
+        if (position < pairs_first()) {
             i = p.number_begin + blockIdx.x + position * gridDim.x;
-        } else if (position >= num_pairs + 2 || blockIdx.x < pairs) {
+        } else if (position >= pairs_first() + 2 || blockIdx.x < pairs) {
             i = RELAY_CUDA_NONE;
         } else {
-            i = p.pair_end + ((position - num_pairs) * C::GROUPS + group) * blocks + blockIdx.x -
-                pairs;
+            i = p.pair_end + ((position - pairs_first()) * C::GROUPS + group) * blocks +
+                blockIdx.x - pairs;
         }
         return i < p.number_end ? i : RELAY_CUDA_NONE;
     }
@@ -192,7 +198,7 @@ template <class C> struct worker {
     {
         uint32_t position = at + 2;
         next_unit = RELAY_CUDA_NONE;
-        if (position < num_pairs + 2) {
+        if (position < pairs_first() + 2) {
             next_unit = fixed_unit(position);
             next_word = descriptor_word(next_unit);
         } else if ((p.flags & RELAY_CUDA_P_DYNAMIC) != 0 && mine.exhausted == 0) {
