@@ -196,14 +196,16 @@ static void cell_shape(struct cell *cell, struct relay_backend *backend,
                                     .num_kv_heads = config->kv_heads,
                                     .head_dim_qk = config->head_dim,
                                     .head_dim_v = config->head_dim};
-    struct relay_model model = {.key = "bench",
-                                .num_layers = 1,
-                                .num_kinds = 1,
-                                .kinds = &kind,
-                                .layer_kind = &(const uint32_t){0},
-                                .kv_dtype = config->dtype};
+    struct relay_model model = {
+        .key = "bench",
+        .num_layers = 1,
+        .num_kinds = 1,
+        .kinds = &kind,
+        .layer_kind = &(const uint32_t){0},
+        .kv_dtype = config->kv_dtype != RELAY_DTYPE_UNSPECIFIED ? config->kv_dtype : config->dtype};
     memset(cell, 0, sizeof(*cell));
     cell->config = *config;
+    cell->config.kv_dtype = model.kv_dtype;
     cell->backend = backend;
     cell->shape = relay_shape_of(&model, 0, config->dtype, config->dtype);
     cell->page_tokens = relay_backend_info(backend)->page_tokens;
@@ -351,7 +353,7 @@ void cell_dump(struct cell *cell, const char *folder)
 {
     struct relay_error err;
     const struct cell_config *c = &cell->config;
-    size_t token = (size_t)c->kv_heads * c->head_dim * relay_dtype_size(c->dtype);
+    size_t token = (size_t)c->kv_heads * c->head_dim * relay_dtype_size(c->kv_dtype);
     uint32_t most = c->prompt > c->context ? c->prompt : c->context;
     size_t tokens = c->prompt + (size_t)c->batch * c->context;
     unsigned char *k = must_alloc((tokens + most) * token);

@@ -15,7 +15,8 @@ struct cell_config {
     uint32_t q_heads, kv_heads, head_dim;
     uint32_t batch, prompt, context;
     enum relay_dtype dtype;
-    uint32_t layers; /* 0 = enough for the cache */
+    enum relay_dtype kv_dtype; /* of K/V as stored; UNSPECIFIED = dtype */
+    uint32_t layers;           /* 0 = enough for the cache */
     struct {
         uint32_t block, split, rows;
     } tune; /* 0 = the backend's own */

@@ -2,6 +2,7 @@
  * same kernel, sharing NEVER), interleaved in one run, medians. One JSON line per cell.
  *
  *     kernels_bench --heads 32/8 --head-dim 128 --batch 1,8,32 --prompt 2048 --context 128
+ *     ... --kv f8_e4m3      K/V stored as another type than q and out (--dtype)
  *
  * Several layers are walked, so that K/V comes from memory as it does in a model: four times the
  * last-level cache in all, unless --layers says otherwise. Both modes must give the same bits; if
@@ -33,12 +34,12 @@ static void cell_print(const struct cell *cell, const double us[CELL_MODES])
     uint64_t token = relay_shape_kv_bytes(&cell->shape);
     printf("{\"name\": \"kernels\", \"backend\": \"%s\", \"isa\": \"%s\", \"heads\": \"%u/%u\", "
            "\"head_dim\": %u, \"batch\": %u, \"prompt\": %u, \"context\": %u, \"dtype\": \"%s\", "
-           "\"us\": %.1f, \"plain_us\": %.1f, \"ratio\": %.3f, \"plan_us\": %.1f, "
+           "\"kv\": \"%s\", \"us\": %.1f, \"plain_us\": %.1f, \"ratio\": %.3f, \"plan_us\": %.1f, "
            "\"prompt_bytes\": %llu, \"kv_bytes\": %llu, \"plain_kv_bytes\": %llu, "
            "\"layers\": %u, \"threads\": %u, \"cpu\": \"%s\"}\n",
            info->name, info->isa, c->q_heads, c->kv_heads, c->head_dim, c->batch, c->prompt,
-           c->context, relay_dtype_name(c->dtype), us[CELL_RELAY], us[CELL_PLAIN],
-           us[CELL_PLAIN] / us[CELL_RELAY], cell->plan_us,
+           c->context, relay_dtype_name(c->dtype), relay_dtype_name(c->kv_dtype), us[CELL_RELAY],
+           us[CELL_PLAIN], us[CELL_PLAIN] / us[CELL_RELAY], cell->plan_us,
            (unsigned long long)(relay->prompt_tokens_read * token),
            (unsigned long long)((relay->prompt_tokens_read + relay->context_tokens_read) * token),
            (unsigned long long)((plain->prompt_tokens_read + plain->context_tokens_read) * token),
@@ -76,22 +77,22 @@ static bool cell_bench(const struct config *config, struct relay_backend *backen
 
 static enum relay_dtype dtype_named(const char *name)
 {
-    for (int i = RELAY_DTYPE_F32; i <= RELAY_DTYPE_BF16; i++) {
+    for (int i = RELAY_DTYPE_F32; i <= RELAY_DTYPE_F8_E4M3; i++) {
         if (strcasecmp(name, relay_dtype_name((enum relay_dtype)i)) == 0) {
             return (enum relay_dtype)i;
         }
     }
-    fprintf(stderr, "kernels_bench: dtype is f32, f16 or bf16\n");
+    fprintf(stderr, "kernels_bench: a dtype is f32, f16, bf16 or, for K/V, f8_e4m3\n");
     exit(2);
 }
 
 static const struct option long_options[] = {
-    {"backend", 1, NULL, 'x'}, {"heads", 1, NULL, 'h'},      {"head-dim", 1, NULL, 'd'},
-    {"batch", 1, NULL, 'b'},   {"prompt", 1, NULL, 'p'},     {"context", 1, NULL, 'c'},
-    {"dtype", 1, NULL, 't'},   {"layers", 1, NULL, 'l'},     {"threads", 1, NULL, 'j'},
-    {"steps", 1, NULL, 's'},   {"block-tokens", 1, NULL, 1}, {"split-tokens", 1, NULL, 2},
-    {"item-rows", 1, NULL, 3}, {"isa", 1, NULL, 'i'},        {"dump", 1, NULL, 'o'},
-    {NULL, 0, NULL, 0},
+    {"backend", 1, NULL, 'x'},    {"heads", 1, NULL, 'h'},   {"head-dim", 1, NULL, 'd'},
+    {"batch", 1, NULL, 'b'},      {"prompt", 1, NULL, 'p'},  {"context", 1, NULL, 'c'},
+    {"dtype", 1, NULL, 't'},      {"kv", 1, NULL, 'k'},      {"layers", 1, NULL, 'l'},
+    {"threads", 1, NULL, 'j'},    {"steps", 1, NULL, 's'},   {"block-tokens", 1, NULL, 1},
+    {"split-tokens", 1, NULL, 2}, {"item-rows", 1, NULL, 3}, {"isa", 1, NULL, 'i'},
+    {"dump", 1, NULL, 'o'},       {NULL, 0, NULL, 0},
 };
 
 static void parse(int argc, char **argv, struct config *c)
@@ -127,6 +128,9 @@ static void parse(int argc, char **argv, struct config *c)
             break;
         case 't':
             c->cell.dtype = dtype_named(optarg);
+            break;
+        case 'k':
+            c->cell.kv_dtype = dtype_named(optarg);
             break;
         case 'l':
             c->cell.layers = bench_one(optarg);

@@ -50,7 +50,19 @@ static bool close_enough(const float *a, const float *b, size_t n, float limit)
     return true;
 }
 
-static void check_item(const struct item_case *c)
+/* n normal numbers as K or V is stored. */
+static unsigned char *kv_rows(struct rng *rng, enum relay_dtype dtype, size_t n)
+{
+    const size_t elem = relay_dtype_size(dtype);
+    unsigned char *rows = room(n * elem);
+    for (size_t i = 0; i < n; i++) {
+        float x = (float)rng_normal(rng);
+        relay_dtype_convert(dtype, rows + i * elem, RELAY_DTYPE_F32, &x, 1);
+    }
+    return rows;
+}
+
+static void check_item(const struct item_case *c, enum relay_dtype kv_dtype)
 {
     uint32_t page = c->plain ? 48 : PAGE;
     uint32_t pages = (c->tokens + page - 1) / page;
@@ -60,23 +72,18 @@ static void check_item(const struct item_case *c)
                                     .head_dim_v = c->dv,
                                     .window = c->window,
                                     .scale = 0.1f};
-    struct relay_shape shape = {kind, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16};
+    struct relay_shape shape = {kind, kv_dtype, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16};
+    size_t elem = relay_dtype_size(kv_dtype);
     struct rng rng = {c->tokens + c->dqk};
     uint32_t ids[64];
     uint32_t packed = c->rows * c->group;
-    size_t k_page = (size_t)page * c->dqk * 2, stride = k_page + (size_t)page * c->dv * 2;
+    size_t k_page = page * c->dqk * elem, stride = k_page + page * c->dv * elem;
     unsigned char *kv = room(pages * stride);
-    uint16_t *rows_k = room((size_t)c->tokens * c->dqk * 2);
-    uint16_t *rows_v = room((size_t)c->tokens * c->dv * 2);
+    unsigned char *rows_k = kv_rows(&rng, kv_dtype, (size_t)c->tokens * c->dqk);
+    unsigned char *rows_v = kv_rows(&rng, kv_dtype, (size_t)c->tokens * c->dv);
     uint16_t *q = room((size_t)packed * c->dqk * 2);
     for (uint32_t i = 0; i < pages; i++) {
         ids[i] = pages - 1 - i;
-    }
-    for (size_t i = 0; i < (size_t)c->tokens * c->dqk; i++) {
-        rows_k[i] = bf16_of(rng_normal(&rng));
-    }
-    for (size_t i = 0; i < (size_t)c->tokens * c->dv; i++) {
-        rows_v[i] = bf16_of(rng_normal(&rng));
     }
     for (size_t i = 0; i < (size_t)packed * c->dqk; i++) {
         q[i] = bf16_of(rng_normal(&rng));
@@ -166,7 +173,9 @@ static void test_amx_agrees_with_avx512bf16(void)
                                   RELAY_DTYPE_BF16,
                                   RELAY_DTYPE_BF16,
                                   RELAY_DTYPE_BF16}));
-        check_item(&cases[i]);
+        check_item(&cases[i], RELAY_DTYPE_BF16);
+        CHECK_STILL();
+        check_item(&cases[i], RELAY_DTYPE_F8_E4M3);
         CHECK_STILL();
     }
 }
