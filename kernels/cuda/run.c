@@ -48,7 +48,7 @@ static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem 
     const struct relay_layer_kind *kind = &problem->shape->kind;
     uint64_t group = kind->num_q_heads / kind->num_kv_heads;
     uint64_t work = 0;    /* rounds of PAIR tiles times their tokens */
-    uint64_t seen_by = 0; /* rows of an item's segment so far */
+    uint64_t seen_by = 0; /* packed rows of an item's segment so far */
     uint64_t most = 0;
     uint32_t longest = 0;
     uint32_t tiles;
@@ -64,7 +64,7 @@ static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem 
             longest = tokens > longest ? tokens : longest;
         }
         seen_by = i != 0 && item->segment == plan->items[i - 1].segment ? seen_by + rows : rows;
-        most = seen_by > most ? seen_by : most;
+        most = seen_by > most && tokens >= PAIR_TOKENS ? seen_by : most;
     }
     work *= kind->num_kv_heads;
     tiles = most >= PAIR_ROWS_MANY ? PAIR_TILES_MANY : PAIR_TILES;

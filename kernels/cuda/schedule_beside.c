@@ -11,6 +11,7 @@
 #define STREAM_STEP        200u /* of a NARROW unit when all warpgroups stream, */
 #define NARROW_STEP        50u  /* and when few do */
 #define BESIDE_STEPS_LEAST 2u
+#define PARTS_MOST         256u /* partial results of a row */
 #define WIDE_UNIT          250u /* a unit's beginning and end */
 #define NARROW_UNIT        250u
 
@@ -29,16 +30,13 @@ static uint64_t shared_units(const struct schedule_builder *b, uint32_t quantum)
     return units;
 }
 
-/* The fewest steps of a unit with which the shared segments are in no more than `slots` units; 0
- * where there are more tiles. */
+/* The fewest steps of a unit with which the shared segments, of no more than `slots` tiles, are in
+ * no more than `slots` units. */
 static uint32_t shared_quantum(const struct schedule_builder *b, const struct schedule_load *load,
                                uint32_t slots)
 {
     uint32_t longest = relay_ceil_div_u32(load->longest, RELAY_CUDA_STEP_TOKENS) + 1;
     uint32_t low = 1;
-    if (load->tiles > slots) {
-        return 0;
-    }
     while (low < longest) {
         uint32_t middle = low + (longest - low) / 2;
         if (shared_units(b, middle) <= slots) {
@@ -89,7 +87,7 @@ static uint64_t beside_cost(const struct schedule_builder *b, const struct sched
     if (later != 0) {
         return max_u64((wide + narrow) * 11 / 8, least + wide / 4);
     }
-    narrow += narrow / 12; /* half of the warpgroups stream a little slower than all */
+    narrow += narrow / 12; /* fewer warpgroups stream a little slower than all */
     return max_u64(wide > narrow ? wide + narrow / 4 : narrow + wide / 4, least);
 }
 
@@ -105,23 +103,34 @@ static uint32_t parts_of(const struct schedule_load *load, uint32_t quantum)
     return relay_ceil_div_u32(load->longest, quantum * RELAY_CUDA_STEP_TOKENS);
 }
 
+/* Whether so many KV heads may be side by side: all of them, or as told. */
+static bool heads_fit(const struct schedule_builder *b, uint32_t heads)
+{
+    uint32_t told = b->tuning->narrow_heads;
+    return b->heads % heads == 0 &&
+           (told == 0 || heads == told || (heads < told && b->heads % (2 * heads) != 0));
+}
+
 uint32_t schedule_beside(const struct schedule_builder *b, const struct schedule_load loads[2],
                          uint32_t *heads)
 {
     uint32_t slots = schedule_warpgroups(b);
-    uint32_t most = b->tuning->narrow_heads != 0 ? b->tuning->narrow_heads : 4u;
-    uint32_t quantum = schedule_max(shared_quantum(b, &loads[0], slots / 2), BESIDE_STEPS_LEAST);
-    uint32_t all = shared_quantum(b, &loads[0], slots);
-    uint64_t best;
     uint32_t found = 0;
+    uint32_t quantum, all;
+    uint64_t best;
     if (b->geometry->one_head || b->tuning->shared_splits != 0 || b->tuning->own_splits != 0 ||
         loads[0].kinds != 1u << RELAY_CUDA_WIDE || loads[1].kinds != 1u << RELAY_CUDA_NARROW ||
-        loads[0].tiles > slots / 2 || loads[1].tiles <= slots / 2) {
+        loads[0].tiles > slots / 2 || loads[1].tiles <= slots / 2 || loads[0].cut || loads[1].cut) {
+        return 0;
+    }
+    quantum = schedule_max(shared_quantum(b, &loads[0], slots / 2), BESIDE_STEPS_LEAST);
+    all = shared_quantum(b, &loads[0], slots);
+    if (parts_of(&loads[0], all) > PARTS_MOST) {
         return 0;
     }
     best = after_cost(b, loads, all) + parts_of(&loads[0], all) * SCHEDULE_SLOT_COST;
-    for (uint32_t h = 1; h <= most && b->heads % h == 0; h *= 2) {
-        uint64_t cost = beside_cost(b, loads, quantum, h);
+    for (uint32_t h = 1; h <= 4; h *= 2) {
+        uint64_t cost = heads_fit(b, h) ? beside_cost(b, loads, quantum, h) : UINT64_MAX;
         if (cost < best &&
             (cost += parts_of(&loads[0], quantum) * SCHEDULE_SLOT_COST + cost / 64) < best) {
             best = cost;

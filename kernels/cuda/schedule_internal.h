@@ -51,6 +51,7 @@ struct schedule_load {
     uint64_t stored;  /* tokens times KV heads, each once however many tiles read it */
     uint32_t longest; /* tokens of an item */
     uint32_t kinds;   /* 1 << kind of each tile */
+    bool cut;         /* some item begins past its segment's first token */
 };
 
 /* Hundredths of a step (64 tokens of one warpgroup): one of a WIDE tile, a partial result more. */

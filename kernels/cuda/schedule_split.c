@@ -37,6 +37,7 @@ static void survey(struct schedule_builder *b, struct schedule_load loads[2])
         load->longest = schedule_max(load->longest, tokens);
         load->stored += seen ? 0 : (uint64_t)tokens * b->heads;
         load->kinds |= 1u << tiles[t].kind;
+        load->cut = load->cut || item->token_begin != 0;
         load->tiles += (uint64_t)b->heads * schedule_groups_of(tiles[t].kind);
     }
 }

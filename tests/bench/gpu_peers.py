@@ -12,9 +12,10 @@ pages of contexts permuted; the prompt's pages shared):
   fa3_relay        FlashAttention-3 on the prompt and on the contexts, which lie contiguous for it,
                    and a merge of the two
 Each is a CUDA graph of 16 launches or more over layers with K/V of their own, more than 400 MB
-together; its plan is made before and not counted. gpu_bench does the same with ours. A number is the median of all replays, in
-microseconds a layer. --best takes those that --known (peers_h200.jsonl) has as the N quickest of a
-cell. Cells are HEADS:BATCH:PROMPT:CONTEXT, heads q/kv; those in both files already are left out.
+together; its plan is made before and not counted. gpu_bench does the same with ours. A number is
+the median of all replays, in microseconds a layer. --best takes those that --known
+(peers_h200.jsonl) has as the N quickest of a cell. Cells are HEADS:BATCH:PROMPT:CONTEXT, heads
+q/kv; those in both files already are left out.
 OURS and PEERS are what gpu_table.py reads. Versions are printed first.
 """
 

@@ -441,8 +441,9 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
         prefetch_l1(w.p.io_table + u.io); /* for write(), which is soon */
     }
     if constexpr (C::D <= 128) {
-        const bool few = u.source_count == 0 || (u.source_count == 1 && u.sources[0].count <= 4);
-        if (own && step == 1 && u.packed_count > 2 && few) {
+        const bool short_merge =
+            u.source_count == 0 || (u.source_count == 1 && u.sources[0].count <= 4);
+        if (own && step == 1 && u.packed_count > 2 && short_merge) {
 #pragma unroll 1
             for (uint32_t m = 0; m < u.packed_count; m += 4) {
                 merging<C, 8> merge(w, u, head, m, 1, false);

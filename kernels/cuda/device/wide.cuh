@@ -1,6 +1,7 @@
 /* Units of 17 to 64 packed rows (WIDE), by one warpgroup: a warp has 16 rows and all tokens of a
- * tile. With wgmma the scores of the next 64 tokens are computed while the softmax of the current
- * ones runs, so a stage is in use until the next tile's products have begun. Device code. */
+ * tile. With wgmma (but for F8) the scores of the next 64 tokens are computed while the softmax of
+ * the current ones runs, so a stage is in use until the next tile's products have begun. Device
+ * code. */
 #ifndef RELAY_CUDA_DEVICE_WIDE_CUH
 #define RELAY_CUDA_DEVICE_WIDE_CUH
 
@@ -358,8 +359,8 @@ template <class C> struct wide_wgmma {
     }
 };
 
-/* The same for K/V as F8: a warp opens the tokens it loaded as F16, for all of the warpgroup, once
- * nobody's products need the tile before any more. */
+/* With wgmma, for K/V as F8: a warp opens the tokens it loaded as F16, for all of the warpgroup,
+ * once nobody's products need the tile before any more; tile after tile. */
 template <class C> struct wide_wgmma_f8 {
     using T = typename C::T;
 

@@ -424,7 +424,7 @@ static void test_attend_f8(void)
         config.shape.kind.softcap = i % 3 == 2 ? 3.0f : 0.0f;
         config.shape.kind.window = i % 4 == 3 ? 90 : 0;
         run_ways(&config);
-        if (i % 3 != 0 && i < 2 * COUNT(heads)) { /* what other kernels are for */
+        if (i % 3 != 0 && i < 2 * COUNT(heads)) { /* plain shapes take other kernels */
             config.alibi = false;
             config.shape.kind.softcap = 0.0f;
             run_ways(&config);

@@ -328,7 +328,8 @@ static void test_schedule_random_batches(void)
     static const struct relay_cuda_geometry geometries[] = {{132, 2, true, true, false},
                                                             {216, 1, false, true, false},
                                                             {132, 2, true, false, false},
-                                                            {64, 1, false, false, true}};
+                                                            {64, 1, false, false, true},
+                                                            {12, 1, false, true, false}};
     static const struct relay_cuda_tuning tunings[] = {
         {0},
         {.shared_splits = 7, .own_splits = 3},
@@ -342,7 +343,7 @@ static void test_schedule_random_batches(void)
         batch_init(&b, &rng);
         CHECK_STILL();
         CHECK_OK(relay_plan_build(plan, &b.in, &err), err);
-        for (uint32_t g = 0; g < 4; g++) {
+        for (uint32_t g = 0; g < 5; g++) {
             check_batch(&b, &geometries[g], &tunings[(i + g) % 5]);
             if (check_failed_now) {
                 fprintf(stderr, "batch %u geometry %u\n", i, g);
@@ -426,9 +427,20 @@ static void test_schedule_decode_is_one_wave(void)
 static void test_schedule_decode_beside(void)
 {
     static const struct relay_cuda_geometry h200 = {264, 1, false, true, false};
+    static const struct relay_cuda_geometry small = {100, 1, false, true, false};
     static const struct relay_cuda_tuning defaults;
+    static const struct relay_cuda_tuning one_head = {.narrow_heads = 1};
     struct relay_error err;
     struct batch b;
+    decode(&b, 8, 2, 40, 1024, 100);
+    CHECK_STILL();
+    check_batch(&b, &small, &defaults);
+    CHECK_STILL();
+    CHECK_EQ(schedule->narrow_heads, 2);
+    CHECK(count_kind(RELAY_CUDA_WIDE, false) * 2 <= 50);
+    check_batch(&b, &small, &one_head);
+    CHECK_STILL();
+    CHECK_EQ(schedule->narrow_heads, 1);
     decode(&b, 32, 8, 32, 2048, 128);
     CHECK_STILL();
     CHECK_OK(relay_cuda_schedule_build(schedule, plan, 8, 4, &h200, &defaults, &err), err);
