@@ -435,8 +435,8 @@ static void test_attend_f8(void)
 
 static void test_attend_groups(void)
 {
-    static const uint32_t heads[][2] = {{1, 1},  {4, 4},  {6, 2},  {7, 1},   {16, 1},
-                                        {24, 2}, {48, 2}, {64, 1}, {100, 1}, {200, 1}};
+    static const uint32_t heads[][2] = {{1, 1},  {4, 4},  {6, 2},   {7, 1},   {16, 1}, {24, 2},
+                                        {48, 2}, {64, 1}, {100, 1}, {200, 1}, {16, 4}, {32, 4}};
     uint32_t before = failures;
     for (uint32_t i = 0; i < COUNT(heads) && (!quick || i < 3); i++) {
         struct problem_config config = config_of(heads[i][0], heads[i][1], i % 2 ? 64 : 128,
