@@ -177,11 +177,21 @@ step_cuda() {
     return 77
   fi
   # Of bfloat16's kernels all, of float16's, which differ in a type, none: they would double the time.
+  local flags=-Xptxas=-v kept=$PWD/build/cuda-kernels/kept
+  if command -v nvdisasm >/dev/null; then
+    mkdir -p "$kept"
+    flags+=" --keep --keep-dir $kept"
+  fi
   cmake -S kernels -B build/cuda-kernels -G Ninja -DCMAKE_BUILD_TYPE=Release -DRELAY_WERROR=ON \
-    -DRELAY_CUDA=ON -DRELAY_KERNELS=_bf16_ -DCMAKE_CUDA_FLAGS=-Xptxas=-v || return
+    -DRELAY_CUDA=ON -DRELAY_KERNELS=_bf16_ -DCMAKE_CUDA_FLAGS="$flags" || return
   # What has been compiled before would say nothing about its registers.
   cmake --build build/cuda-kernels --clean-first -j "$jobs" 2>&1 | tee "$logs/cuda.out"
-  [ "${PIPESTATUS[0]}" = 0 ] && tests/lint/registers.py "$logs/cuda.out"
+  [ "${PIPESTATUS[0]}" = 0 ] && tests/lint/registers.py "$logs/cuda.out" || return
+  if ! command -v nvdisasm >/dev/null; then
+    echo "there is no nvdisasm: nobody looked at what registers wgmma takes its operands from"
+    return
+  fi
+  tests/lint/operands.py "$kept"/attend_wgmma_*.cubin
 }
 step_chroot() {
   if [ "$mode" = full ]; then

@@ -123,6 +123,20 @@ else
   blind=$((blind + 1))
 fi
 
+# operands.py reads machine code.
+cat >"$work/sass" <<'END'
+        HGMMA.64x64x16.F32.BF16 R24, R104, gdesc[UR4], RZ, !UPT ;
+        HGMMA.64x64x16.F32.BF16 R24, R108, gdesc[UR12], R24, gsb0 ;
+        HGMMA.64x64x16.F32.BF16 R56, R112, gdesc[UR4].tnspB, R56, gsb0 ;
+END
+if "$lint/operands.py" "$work/sass" >"$work/after" 2>&1 && sed -i 's/R112/R106/' "$work/sass" &&
+  ! "$lint/operands.py" "$work/sass" >"$work/after" 2>&1 && grep -q 'R106 to R109' "$work/after"; then
+  found=$((found + 1))
+else
+  echo "BLIND queries that weights take the place of"
+  blind=$((blind + 1))
+fi
+
 plant "an old OPTIONS.md" service/config/OPTIONS.md 'planted\n' -- \
   "$lint/options.sh" "$tree" "$relayd"
 
