@@ -181,11 +181,7 @@ template <class C> struct pair_unit {
             load_first();
         }
         w.ahead = 0;
-#pragma unroll
-        for (int j = 0; j < C::D / 8; j++) {
-            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-        }
-        state_reset(st);
+        sums_reset(o, st);
         w.rows_begin(u, head);
         if (w.fresh) {
             cp_async_wait<0>();

@@ -20,8 +20,13 @@ struct row_state {
     float sum[2]; /* of this thread's columns until the end */
 };
 
-__device__ __forceinline__ void state_reset(row_state &st)
+/* Nothing seen yet; o: the sums of weights times values. */
+template <int n> __device__ __forceinline__ void sums_reset(float (&o)[n][4], row_state &st)
 {
+#pragma unroll
+    for (int j = 0; j < n; j++) {
+        o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
+    }
     st.max[0] = st.max[1] = -INFINITY;
     st.sum[0] = st.sum[1] = 0.0f;
 }

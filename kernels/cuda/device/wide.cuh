@@ -155,11 +155,7 @@ template <class C> struct wide_mma {
         const uint32_t tiles = u.tiles;
         const float scale = scale_of<C>(w.p);
         const uint32_t m = w.query_row(u) + (w.lane >> 2);
-#pragma unroll
-        for (int j = 0; j < C::D / 8; j++) {
-            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-        }
-        state_reset(st);
+        sums_reset(o, st);
         w.rows_begin(u, head);
 #pragma unroll 1
         for (uint32_t tile = 0; tile < tiles; tile++) {
@@ -217,6 +213,35 @@ template <class C> struct wide_mma {
     }
 };
 
+/* Begins products with the 64 keys at shared address `keys`, */
+template <class C>
+__device__ __forceinline__ void wide_scores(float (&s)[8][4], const query_registers<C> &q,
+                                            uint32_t keys)
+{
+    const uint32_t tile = wgmma_tile(keys, 16);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < C::D / 16; k++) {
+        const uint32_t at = k / 4 * C::PLANE_BYTES + k % 4 * 32;
+        wgmma_type<typename C::T>::scores(s, q.a[k], wgmma_from(tile, at), k != 0);
+    }
+    wgmma_commit();
+}
+
+/* and of weights with the 64 values at `values`. */
+template <class C>
+__device__ __forceinline__ void wide_values(float (&o)[C::D / 8][4], const uint32_t (&a)[4][4],
+                                            uint32_t values)
+{
+    const uint32_t tile = wgmma_tile(values, C::PLANE_BYTES);
+    wgmma_fence();
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        wgmma_type<typename C::T>::values(o, a[t], wgmma_from(tile, t * 2048), 1);
+    }
+    wgmma_commit();
+}
+
 template <class C> struct wide_wgmma {
     using T = typename C::T;
 
@@ -231,30 +256,6 @@ template <class C> struct wide_wgmma {
                                           uint32_t head_)
         : w(worker_), u(unit), head(head_)
     {
-    }
-
-    __device__ __forceinline__ void scores_begin(float (&s)[8][4], uint32_t stage)
-    {
-        const uint32_t keys = wgmma_tile(w.key_tile(stage) + w.group * 64 * 128, 16);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < C::D / 16; k++) {
-            const uint32_t at = k / 4 * C::PLANE_BYTES + k % 4 * 32;
-            wgmma_type<T>::scores(s, q.a[k], wgmma_from(keys, at), k != 0);
-        }
-        wgmma_commit();
-    }
-
-    __device__ __forceinline__ void values_begin(const uint32_t (&a)[4][4], uint32_t stage)
-    {
-        const uint32_t values =
-            wgmma_tile(w.value_tile(stage) + w.group * 64 * 128, C::PLANE_BYTES);
-        wgmma_fence();
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            wgmma_type<T>::values(o, a[t], wgmma_from(values, t * 2048), 1);
-        }
-        wgmma_commit();
     }
 
     /* The copies of part i > 0 are there, and the stage of part i - 2 is free. */
@@ -298,7 +299,7 @@ template <class C> struct wide_wgmma {
         if (__builtin_expect(grown, 0)) {
             rescale(o, alpha);
         }
-        values_begin(a, stage);
+        wide_values<C>(o, a, w.value_tile(stage) + w.group * 64 * 128);
     }
 
     __device__ __forceinline__ void run()
@@ -306,11 +307,7 @@ template <class C> struct wide_wgmma {
         float s[8][4];
         float next[8][4];
         const uint32_t m = w.query_row(u) + (w.lane >> 2);
-#pragma unroll
-        for (int j = 0; j < C::D / 8; j++) {
-            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-        }
-        state_reset(st);
+        sums_reset(o, st);
         w.rows_begin(u, head);
         w.load_wait(w.ahead - 1);
         fence_proxy_async();
@@ -329,7 +326,7 @@ template <class C> struct wide_wgmma {
                 }
             }
             /* After the last part: the same scores again, and nobody looks at them. */
-            scores_begin(next, w.use_stage);
+            wide_scores(next, q, w.key_tile(w.use_stage) + w.group * 64 * 128);
             if (i < u.tiles) {
                 w.load_more(C::STAGES);
             }
@@ -395,37 +392,10 @@ template <class C> struct wide_wgmma_f8 {
         w.load_more(C::STAGES);
     }
 
-    __device__ __forceinline__ void scores_begin(float (&s)[8][4]) const
-    {
-        const uint32_t keys = wgmma_tile(w.opened_keys(), 16);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < C::D / 16; k++) {
-            const uint32_t at = k / 4 * C::PLANE_BYTES + k % 4 * 32;
-            wgmma_type<T>::scores(s, q.a[k], wgmma_from(keys, at), k != 0);
-        }
-        wgmma_commit();
-    }
-
-    __device__ __forceinline__ void values_begin(const uint32_t (&a)[4][4])
-    {
-        const uint32_t values = wgmma_tile(w.opened_values(), C::PLANE_BYTES);
-        wgmma_fence();
-#pragma unroll
-        for (int t = 0; t < 4; t++) {
-            wgmma_type<T>::values(o, a[t], wgmma_from(values, t * 2048), 1);
-        }
-        wgmma_commit();
-    }
-
     __device__ __forceinline__ void run()
     {
         const uint32_t m = w.query_row(u) + (w.lane >> 2);
-#pragma unroll
-        for (int j = 0; j < C::D / 8; j++) {
-            o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-        }
-        state_reset(st);
+        sums_reset(o, st);
         w.rows_begin(u, head);
         w.load_wait(w.ahead - 1);
         __syncwarp();
@@ -436,7 +406,7 @@ template <class C> struct wide_wgmma_f8 {
             float alpha[2];
             uint32_t a[4][4];
             tile_next(i);
-            scores_begin(s);
+            wide_scores(s, q, w.opened_keys());
             wgmma_wait<0>();
             wgmma_results(s);
             scores_scale(q, s);
@@ -449,7 +419,7 @@ template <class C> struct wide_wgmma_f8 {
                 weights_pack<T>(a[t], s, t);
             }
             wgmma_results(o);
-            values_begin(a);
+            wide_values<C>(o, a, w.opened_values());
             if (__builtin_expect(w.asked(), 0)) {
                 w.look_ahead_resolve();
             }
