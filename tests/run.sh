@@ -179,6 +179,7 @@ step_cuda() {
   # Of bfloat16's kernels all, of float16's, which differ in a type, none: they would double the time.
   local flags=-Xptxas=-v kept=$PWD/build/cuda-kernels/kept
   if command -v nvdisasm >/dev/null; then
+    rm -rf "$kept"
     mkdir -p "$kept"
     flags+=" --keep --keep-dir $kept"
   fi

@@ -8,12 +8,9 @@
 
 #include "core/checked.h"
 
-#define STREAM_STEP        200u /* of a NARROW unit when all warpgroups stream, */
-#define NARROW_STEP        50u  /* and when few do */
-#define BESIDE_STEPS_LEAST 2u
-#define PARTS_MOST         256u /* partial results of a row */
-#define WIDE_UNIT          250u /* a unit's beginning and end */
-#define NARROW_UNIT        250u
+#define STREAM_STEP 200u /* of a NARROW unit when all warpgroups stream, */
+#define NARROW_STEP 50u  /* and when few do */
+#define UNIT        250u /* a unit's beginning and end */
 
 /* Units of the shared segments, in warpgroups. */
 static uint64_t shared_units(const struct schedule_builder *b, uint32_t quantum)
@@ -62,7 +59,7 @@ static uint64_t stream_cost(const struct schedule_builder *b, const struct sched
 static uint64_t wide_cost(const struct schedule_builder *b, const struct schedule_load *load,
                           uint32_t quantum)
 {
-    return max_u64(quantum * SCHEDULE_WIDE_STEP + WIDE_UNIT, stream_cost(b, load));
+    return max_u64(quantum * SCHEDULE_WIDE_STEP + UNIT, stream_cost(b, load));
 }
 
 /* Hundredths of a step until own tokens, `heads` side by side, and shared ones in units of
@@ -77,10 +74,10 @@ static uint64_t beside_cost(const struct schedule_builder *b, const struct sched
     uint64_t later = own > slots - shared ? own - (slots - shared) : 0;
     uint64_t step = max_u64(NARROW_STEP, STREAM_STEP * (later != 0 ? later : own) / slots);
     uint64_t wide = wide_cost(b, &loads[0], quantum);
-    uint64_t least = stream_cost(b, &loads[0]) + stream_cost(b, &loads[1]) + NARROW_UNIT;
+    uint64_t least = stream_cost(b, &loads[0]) + stream_cost(b, &loads[1]) + UNIT;
     /* The longest come first: those that come later are no longer than the mean. */
     uint64_t tokens = later != 0 ? loads[1].stored / loads[1].tiles : loads[1].longest;
-    uint64_t narrow = tokens * heads * step / RELAY_CUDA_STEP_TOKENS + NARROW_UNIT;
+    uint64_t narrow = tokens * heads * step / RELAY_CUDA_STEP_TOKENS + UNIT;
     if (later > shared) {
         return UINT64_MAX;
     }
@@ -95,7 +92,7 @@ static uint64_t beside_cost(const struct schedule_builder *b, const struct sched
 static uint64_t after_cost(const struct schedule_builder *b, const struct schedule_load loads[2],
                            uint32_t quantum)
 {
-    return wide_cost(b, &loads[0], quantum) + stream_cost(b, &loads[1]) + 2 * NARROW_UNIT;
+    return wide_cost(b, &loads[0], quantum) + stream_cost(b, &loads[1]) + 2 * UNIT;
 }
 
 static uint32_t parts_of(const struct schedule_load *load, uint32_t quantum)
@@ -123,9 +120,9 @@ uint32_t schedule_beside(const struct schedule_builder *b, const struct schedule
         loads[0].tiles > slots / 2 || loads[1].tiles <= slots / 2 || loads[0].cut || loads[1].cut) {
         return 0;
     }
-    quantum = schedule_max(shared_quantum(b, &loads[0], slots / 2), BESIDE_STEPS_LEAST);
+    quantum = schedule_max(shared_quantum(b, &loads[0], slots / 2), SCHEDULE_STEPS_LEAST);
     all = shared_quantum(b, &loads[0], slots);
-    if (parts_of(&loads[0], all) > PARTS_MOST) {
+    if (parts_of(&loads[0], all) > SCHEDULE_SPLITS_MOST) {
         return 0;
     }
     best = after_cost(b, loads, all) + parts_of(&loads[0], all) * SCHEDULE_SLOT_COST;

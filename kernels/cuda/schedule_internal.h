@@ -58,6 +58,9 @@ struct schedule_load {
 #define SCHEDULE_WIDE_STEP 120u
 #define SCHEDULE_SLOT_COST 10u
 
+#define SCHEDULE_STEPS_LEAST 2u   /* of a unit that is one of several splits */
+#define SCHEDULE_SPLITS_MOST 256u /* of a segment */
+
 struct schedule_builder {
     struct relay_cuda_schedule pub; /* first */
     struct schedule_array units;

@@ -7,9 +7,7 @@
 
 #include "core/checked.h"
 
-#define STEPS_LEAST 2u
-#define SPLITS_MOST 256u
-#define UNIT_STEPS  3u /* what a NARROW unit's beginning and end cost */
+#define UNIT_STEPS 3u /* what a NARROW unit's beginning and end cost */
 /* Batch-invariant splits follow from the segment's length alone. */
 #define INVARIANT_SHARED_STEPS 8u
 #define INVARIANT_OWN_STEPS    16u
@@ -49,7 +47,7 @@ static void survey(struct schedule_builder *b, struct schedule_load loads[2])
 static uint32_t cheapest(uint32_t steps, uint64_t units, uint32_t slots, uint32_t least,
                          uint32_t slot_cost, bool longer)
 {
-    uint32_t most = schedule_min(schedule_max(steps / least, 1), SPLITS_MOST);
+    uint32_t most = schedule_min(schedule_max(steps / least, 1), SCHEDULE_SPLITS_MOST);
     uint32_t best = 1;
     uint64_t best_cost = UINT64_MAX;
     for (uint32_t n = 1; n <= most; n++) {
@@ -97,7 +95,8 @@ static uint64_t wave_cost(const struct schedule_builder *b, uint32_t quantum)
             own_steps = shared ? own_steps : schedule_max(own_steps, splits[s].steps);
         }
     }
-    if (units[0] > slots || parts > SPLITS_MOST || (!pairs && units[0] + units[1] > slots)) {
+    if (units[0] > slots || parts > SCHEDULE_SPLITS_MOST ||
+        (!pairs && units[0] + units[1] > slots)) {
         return UINT64_MAX;
     }
     later = units[0] + units[1] > slots ? units[0] + units[1] - slots : 0;
@@ -117,7 +116,7 @@ static uint32_t one_wave(const struct schedule_builder *b)
         longest = splits[s].tiles != 0 ? schedule_max(longest, splits[s].steps) : longest;
     }
     /* Larger quanta come in larger strides: near ones differ little. */
-    for (uint32_t q = STEPS_LEAST; q < 2 * longest; q += schedule_max(q / 8, 1)) {
+    for (uint32_t q = SCHEDULE_STEPS_LEAST; q < 2 * longest; q += schedule_max(q / 8, 1)) {
         uint64_t cost = wave_cost(b, q);
         if (cost < best_cost) {
             best_cost = cost;
@@ -150,7 +149,8 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
             own_steps = schedule_max(own_steps, schedule_min(splits[s].steps, quantum));
         }
     }
-    for (uint32_t q = quantum; own_units != 0 && q >= STEPS_LEAST; q -= schedule_max(q / 8, 1)) {
+    for (uint32_t q = quantum; own_units != 0 && q >= SCHEDULE_STEPS_LEAST;
+         q -= schedule_max(q / 8, 1)) {
         uint64_t units = own_units;
         uint32_t steps = 0;
         uint32_t parts = 0;
@@ -165,7 +165,7 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
                 parts = schedule_max(parts, n);
             }
         }
-        if (units > slots || parts > SPLITS_MOST) {
+        if (units > slots || parts > SCHEDULE_SPLITS_MOST) {
             break;
         }
         /* The later of the two, and a little for the memory that both want. */
@@ -189,7 +189,9 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
 {
     const struct relay_cuda_tuning *tuning = b->tuning;
     uint32_t slots = schedule_warpgroups(b);
-    uint32_t least = tuning->steps_least != 0 ? tuning->steps_least : shared ? 1 : STEPS_LEAST;
+    uint32_t least = tuning->steps_least != 0 ? tuning->steps_least
+                     : shared                 ? 1
+                                              : SCHEDULE_STEPS_LEAST;
     uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : SCHEDULE_SLOT_COST;
     uint32_t fixed = shared ? tuning->shared_splits : tuning->own_splits;
     uint32_t quantum = quanta[shared ? 0 : 1];

@@ -24,14 +24,6 @@ struct item_case {
     bool plain;      /* pages of 48 tokens, which are not packed */
 };
 
-static uint16_t bf16_of(double x)
-{
-    float f = (float)x;
-    uint16_t half;
-    relay_dtype_convert(RELAY_DTYPE_BF16, &half, RELAY_DTYPE_F32, &f, 1);
-    return half;
-}
-
 static void *room(size_t bytes)
 {
     void *p = aligned_alloc(64, (bytes + 4095) / 64 * 64);
@@ -50,8 +42,8 @@ static bool close_enough(const float *a, const float *b, size_t n, float limit)
     return true;
 }
 
-/* n normal numbers as K or V is stored. */
-static unsigned char *kv_rows(struct rng *rng, enum relay_dtype dtype, size_t n)
+/* n normal numbers. */
+static unsigned char *numbers(struct rng *rng, enum relay_dtype dtype, size_t n)
 {
     const size_t elem = relay_dtype_size(dtype);
     unsigned char *rows = room(n * elem);
@@ -79,14 +71,11 @@ static void check_item(const struct item_case *c, enum relay_dtype kv_dtype)
     uint32_t packed = c->rows * c->group;
     size_t k_page = page * c->dqk * elem, stride = k_page + page * c->dv * elem;
     unsigned char *kv = room(pages * stride);
-    unsigned char *rows_k = kv_rows(&rng, kv_dtype, (size_t)c->tokens * c->dqk);
-    unsigned char *rows_v = kv_rows(&rng, kv_dtype, (size_t)c->tokens * c->dv);
-    uint16_t *q = room((size_t)packed * c->dqk * 2);
+    unsigned char *rows_k = numbers(&rng, kv_dtype, (size_t)c->tokens * c->dqk);
+    unsigned char *rows_v = numbers(&rng, kv_dtype, (size_t)c->tokens * c->dv);
+    unsigned char *q = numbers(&rng, RELAY_DTYPE_BF16, (size_t)packed * c->dqk);
     for (uint32_t i = 0; i < pages; i++) {
         ids[i] = pages - 1 - i;
-    }
-    for (size_t i = 0; i < (size_t)packed * c->dqk; i++) {
-        q[i] = bf16_of(rng_normal(&rng));
     }
     struct relay_kv_layer layer = {.k = kv, .v = kv + k_page, .page_stride = stride};
     struct relay_pages_span span = {
