@@ -203,7 +203,7 @@ static enum relay_code cuda_supports(const struct relay_backend *backend,
 {
     const struct cuda_backend *cuda = (const struct cuda_backend *)backend;
     const struct relay_layer_kind *kind = &shape->kind;
-    if (cuda_kernel_of(cuda, shape, true) == cuda->num_kernels) {
+    if (cuda_kernel_of(cuda, shape, RELAY_CUDA_SINGLE) == cuda->num_kernels) {
         return RELAY_FAIL(err, RELAY_UNIMPLEMENTED,
                           "cuda has no kernel for heads %u/%u, dims %u/%u, stored %s with io %s, "
                           "out %s",
@@ -219,8 +219,8 @@ static void cuda_plan_defaults(const struct relay_backend *backend, struct relay
 {
     const struct cuda_backend *cuda = (const struct cuda_backend *)backend;
     const struct relay_layer_kind *kind = &in->shape->kind;
-    uint32_t kernel = cuda_kernel_of(cuda, in->shape, true);
-    bool pair = kernel < cuda->num_kernels && cuda->traits[kernel]->pair;
+    uint32_t kernel = cuda_kernel_of(cuda, in->shape, RELAY_CUDA_PAIRED);
+    bool pair = kernel < cuda->num_kernels && cuda->traits[kernel]->sharing == RELAY_CUDA_PAIRED;
     uint32_t rows = (pair ? RELAY_CUDA_ROWS_PAIR : RELAY_CUDA_ROWS_WIDE) /
                     (kind->num_q_heads / kind->num_kv_heads);
     if (in->page_tokens == 0) {

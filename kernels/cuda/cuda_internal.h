@@ -68,7 +68,9 @@ struct cuda_plan {
     uint32_t num_units;
     uint32_t num_pairs;
     uint32_t num_wide;
+    uint32_t num_produce;
     uint32_t num_narrow;
+    bool beside;
     uint32_t num_appends;
     uint32_t slots;
     uint32_t narrow_heads;
@@ -191,9 +193,9 @@ enum relay_code cuda_constant_get(struct cuda_backend *cuda, const float *values
 
 /* ---- run.c ---- */
 
-/* `wide`: as for relay_cuda_select(). */
+/* `sharing`: as for relay_cuda_select(). */
 uint32_t cuda_kernel_of(const struct cuda_backend *cuda, const struct relay_shape *shape,
-                        bool wide);
+                        enum relay_cuda_sharing sharing);
 /* Blocks of a persistent launch. */
 uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel);
 size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,

@@ -34,7 +34,7 @@ const char *relay_cuda_kernel_name(const struct relay_backend *backend,
                                    const struct relay_shape *shape)
 {
     const struct cuda_backend *cuda = (const struct cuda_backend *)backend;
-    uint32_t kernel = cuda_kernel_of(cuda, shape, false);
+    uint32_t kernel = cuda_kernel_of(cuda, shape, RELAY_CUDA_SINGLE);
     return kernel < cuda->num_kernels ? cuda->traits[kernel]->name : "none";
 }
 

@@ -4,6 +4,7 @@
 #ifndef RELAY_CUDA_KERNEL_H
 #define RELAY_CUDA_KERNEL_H
 
+#include "cuda/launch.h"
 #include "cuda/select.h"
 
 #include <cuda_runtime_api.h>

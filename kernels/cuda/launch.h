@@ -183,6 +183,12 @@ struct relay_cuda_params {
     uint32_t out_dtype;
     uint32_t flags;
     struct relay_cuda_io ios[RELAY_CUDA_IOS_INLINE];
+    /* For kernels whose WIDE units may be FINAL; last, where the others' code does not notice them.
+     * So many first numbers (0: not so) are WIDE units that wait for NARROW ones: until theirs is
+     * done, their warpgroups take no ticket. Their second units are from late_begin on, which
+     * nobody waits for; others are before that. */
+    uint32_t beside;
+    uint32_t late_begin;
 };
 
 #ifdef __cplusplus

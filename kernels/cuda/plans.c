@@ -94,7 +94,9 @@ static enum relay_code upload(struct cuda_backend *cuda, struct cuda_plan *to,
     to->num_units = s->num_units;
     to->num_pairs = s->num_pairs;
     to->num_wide = s->num_wide;
+    to->num_produce = s->num_produce;
     to->num_narrow = s->num_narrow;
+    to->beside = s->beside;
     to->num_appends = s->num_appends;
     to->slots = s->slots;
     to->narrow_heads = s->narrow_heads;
@@ -125,7 +127,8 @@ enum relay_code cuda_plan_get(struct cuda_backend *cuda, const struct relay_prob
     struct relay_cuda_geometry geometry = {
         .blocks = cuda_blocks_of(cuda, kernel),
         .groups = traits->groups != 0 ? traits->groups : 1,
-        .pair = traits->pair,
+        .pair = traits->sharing == RELAY_CUDA_PAIRED,
+        .finals = traits->sharing == RELAY_CUDA_BESIDE,
         .fused = traits->groups != 0 && !cuda->options.two_launches,
         .one_head = traits->groups == 0,
     };

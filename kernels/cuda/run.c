@@ -14,12 +14,13 @@
  * so that one rule holds for all backends. */
 #define WORKSPACE_BYTES 64u
 
-uint32_t cuda_kernel_of(const struct cuda_backend *cuda, const struct relay_shape *shape, bool wide)
+uint32_t cuda_kernel_of(const struct cuda_backend *cuda, const struct relay_shape *shape,
+                        enum relay_cuda_sharing sharing)
 {
-    uint32_t i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties, wide,
-                                   cuda->options.kernel);
+    uint32_t i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties,
+                                   sharing, cuda->options.kernel);
     if (i == cuda->num_kernels && cuda->options.kernel != NULL) {
-        i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties, wide,
+        i = relay_cuda_select(cuda->traits, cuda->num_kernels, shape, &cuda->properties, sharing,
                               NULL);
     }
     return i;
@@ -31,45 +32,28 @@ uint32_t cuda_blocks_of(const struct cuda_backend *cuda, uint32_t kernel)
     return limit != 0 && limit < cuda->blocks[kernel] ? limit : cuda->blocks[kernel];
 }
 
-/* From how many tokens of an item of many rows on, and how many tiles of 128 rows and tokens for a
- * multiprocessor (fewer where very many rows see a segment), two warpgroups that share their tiles
- * are taken to be ahead of two that do not. Measured on an H200; near the border either may be
- * ahead, by 11 % at most. */
-#define PAIR_TOKENS     4096u
-#define PAIR_TILES      12u
-#define PAIR_TILES_MANY 7u
-#define PAIR_ROWS_MANY  512u
-
-/* Whether warpgroups had better share tiles: where there is much work of many rows in long items. A
- * PAIR's bits are its own, so never in batch-invariant mode. */
-static bool is_wide(const struct cuda_backend *cuda, const struct relay_problem *problem)
+/* The problem's kernel. Bits of what shares tiles, or finishes rows with what others streamed, are
+ * its own, so neither in batch-invariant mode. */
+static uint32_t kernel_for(const struct cuda_backend *cuda, const struct relay_problem *problem)
 {
-    const struct relay_plan *plan = problem->plan;
     const struct relay_layer_kind *kind = &problem->shape->kind;
-    uint64_t group = kind->num_q_heads / kind->num_kv_heads;
-    uint64_t work = 0;    /* rounds of PAIR tiles times their tokens */
-    uint64_t seen_by = 0; /* packed rows of an item's segment so far */
-    uint64_t most = 0;
-    uint32_t longest = 0;
-    uint32_t tiles;
+    const struct relay_plan *plan = problem->plan;
+    uint32_t group = kind->num_q_heads / kind->num_kv_heads;
+    uint32_t kernel = cuda_kernel_of(cuda, problem->shape, RELAY_CUDA_BESIDE);
+    struct relay_cuda_beside beside;
     if (cuda->batch_invariant || cuda->options.tuning.batch_invariant) {
-        return false;
+        return cuda_kernel_of(cuda, problem->shape, RELAY_CUDA_SINGLE);
     }
-    for (uint32_t i = 0; i < plan->num_items; i++) {
-        const struct relay_item *item = &plan->items[i];
-        uint64_t rows = item->row_count * group;
-        uint32_t tokens = item->token_end - item->token_begin;
-        if (rows > RELAY_CUDA_ROWS_WIDE) {
-            work += tokens * ((rows + RELAY_CUDA_ROWS_PAIR - 1) / RELAY_CUDA_ROWS_PAIR);
-            longest = tokens > longest ? tokens : longest;
-        }
-        seen_by = i != 0 && item->segment == plan->items[i - 1].segment ? seen_by + rows : rows;
-        most = seen_by > most && tokens >= PAIR_TOKENS ? seen_by : most;
+    if (kernel < cuda->num_kernels && cuda->traits[kernel]->sharing == RELAY_CUDA_BESIDE &&
+        relay_cuda_is_beside(plan, kind->num_kv_heads, group, cuda_blocks_of(cuda, kernel),
+                             &beside)) {
+        return kernel;
     }
-    work *= kind->num_kv_heads;
-    tiles = most >= PAIR_ROWS_MANY ? PAIR_TILES_MANY : PAIR_TILES;
-    return longest >= PAIR_TOKENS &&
-           work >= (uint64_t)tiles * RELAY_CUDA_ROWS_PAIR * cuda->properties.multiprocessors;
+    return cuda_kernel_of(
+        cuda, problem->shape,
+        relay_cuda_is_paired(plan, kind->num_kv_heads, group, cuda->properties.multiprocessors)
+            ? RELAY_CUDA_PAIRED
+            : RELAY_CUDA_SINGLE);
 }
 
 size_t cuda_workspace_bytes(const struct relay_backend *backend, const struct relay_shape *shape,
@@ -269,6 +253,9 @@ static void fill_numbers(const struct cuda_plan *plan, struct relay_cuda_params 
         p->wide_end + (plan->num_narrow - plan->num_wide) * (heads / plan->narrow_heads);
     p->number_begin = 0;
     p->number_end = p->narrow_end + (plan->num_units - plan->num_narrow) * heads;
+    p->beside = plan->beside ? p->wide_end : 0;
+    p->late_begin =
+        p->wide_end + (plan->num_produce - plan->num_wide) * (heads / plan->narrow_heads);
 }
 
 static enum relay_code fill_workspace(struct cuda_backend *cuda, const struct cuda_plan *plan,
@@ -320,6 +307,21 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
+/* Second units for the warpgroups that begin with units that wait: the last ones, if nobody waits
+ * for these (late_begin so far says from where on) and they wait for such first units alone; else
+ * those warpgroups have no more to do. `groups`: warpgroups of the launch. */
+static void fill_late(struct relay_cuda_params *p, uint32_t groups)
+{
+    uint32_t fixed = 2 * groups - p->beside; /* numbers of the others' first two */
+    bool seconds = p->number_end == p->narrow_end && p->number_end >= fixed + p->beside &&
+                   p->number_end - p->beside >= p->late_begin;
+    p->late_begin = p->number_end - (seconds ? p->beside : 0);
+    p->flags &= ~(uint32_t)(RELAY_CUDA_P_DYNAMIC | RELAY_CUDA_P_APART);
+    if (p->late_begin > fixed) {
+        p->flags |= RELAY_CUDA_P_DYNAMIC;
+    }
+}
+
 /* Launches numbers [begin, end) on as many blocks as are of use. */
 static enum relay_code launch_numbers(struct cuda_backend *cuda, uint32_t kernel,
                                       struct relay_cuda_params *p, uint32_t begin, uint32_t end,
@@ -339,6 +341,11 @@ static enum relay_code launch_numbers(struct cuda_backend *cuda, uint32_t kernel
             p->flags |= RELAY_CUDA_P_APART; /* everything at once */
         } else if (others > 2 * groups * blocks) {
             p->flags |= RELAY_CUDA_P_DYNAMIC;
+        }
+        if (p->beside != 0) {
+            fill_late(p, groups * blocks);
+        } else {
+            p->late_begin = end;
         }
     }
     return launch(cuda, kernel, p, blocks, overlap, err);
@@ -371,7 +378,7 @@ static enum relay_code enqueue(struct cuda_backend *cuda, const struct relay_pro
 {
     struct relay_cuda_params p;
     struct cuda_plan *plan = NULL;
-    uint32_t kernel = cuda_kernel_of(cuda, problem->shape, is_wide(cuda, problem));
+    uint32_t kernel = kernel_for(cuda, problem);
     bool staged;
     bool simt;
     bool grown = false;

@@ -135,7 +135,7 @@ static enum relay_code make_tiles(struct schedule_builder *b, struct relay_error
  *
  * An atom is the packed rows of one plan row, or 16 of them where a row has more. */
 
-static uint32_t atom_of(const struct schedule_builder *b, uint32_t packed)
+uint32_t schedule_atom_of(const struct schedule_builder *b, uint32_t packed)
 {
     return packed / b->group * b->atoms_of_row + packed % b->group / b->atom_rows;
 }
@@ -155,8 +155,8 @@ static enum relay_code make_covers(struct schedule_builder *b, struct relay_erro
     memset(begin, 0, (atoms + 2) * sizeof(*begin));
     /* Counted two places on, so that filling moves every begin to where it belongs. */
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        uint32_t last = atom_of(b, tiles[t].packed_end - 1);
-        for (uint32_t a = atom_of(b, tiles[t].packed_begin); a <= last; a++) {
+        uint32_t last = schedule_atom_of(b, tiles[t].packed_end - 1);
+        for (uint32_t a = schedule_atom_of(b, tiles[t].packed_begin); a <= last; a++) {
             begin[a + 2]++;
             total++;
         }
@@ -173,8 +173,8 @@ static enum relay_code make_covers(struct schedule_builder *b, struct relay_erro
     }
     covers = b->covers.data;
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        uint32_t last = atom_of(b, tiles[t].packed_end - 1);
-        for (uint32_t a = atom_of(b, tiles[t].packed_begin); a <= last; a++) {
+        uint32_t last = schedule_atom_of(b, tiles[t].packed_end - 1);
+        for (uint32_t a = schedule_atom_of(b, tiles[t].packed_begin); a <= last; a++) {
             covers[begin[a + 1]++] = t;
         }
     }
@@ -196,9 +196,9 @@ static void mark_alone(struct schedule_builder *b)
     struct schedule_tile *tiles = schedule_tiles(b);
     const uint32_t *begin = b->cover_begin.data;
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        uint32_t last = atom_of(b, tiles[t].packed_end - 1);
+        uint32_t last = schedule_atom_of(b, tiles[t].packed_end - 1);
         tiles[t].alone = true;
-        for (uint32_t a = atom_of(b, tiles[t].packed_begin); a <= last; a++) {
+        for (uint32_t a = schedule_atom_of(b, tiles[t].packed_begin); a <= last; a++) {
             tiles[t].alone = tiles[t].alone && begin[a + 1] - begin[a] == 1;
         }
     }
@@ -291,18 +291,39 @@ static uint32_t rows_together(const struct schedule_builder *b, uint64_t units, 
     return fours && parts > merge_limits(b).four ? MERGE_ROWS : RELAY_CUDA_ROWS_NARROW;
 }
 
-/* Neighbouring rows with the same tiles go together, up to 16 packed ones. */
+/* The tile of many rows that finishes an atom's rows, or NULL. */
+static struct schedule_tile *early_tile(const struct schedule_builder *b, uint32_t atom)
+{
+    const uint32_t *cover_begin = b->cover_begin.data;
+    const uint32_t *covers = b->covers.data;
+    struct schedule_tile *tile;
+    if (cover_begin[atom + 1] - cover_begin[atom] < 2) {
+        return NULL;
+    }
+    tile = &schedule_tiles(b)[covers[cover_begin[atom + 1] - 2]];
+    return tile->final && tile->kind != RELAY_CUDA_NARROW ? tile : NULL;
+}
+
+/* Neighbouring rows with the same tiles go together, up to 16 packed ones; or all of an early tile.
+ */
 static enum relay_code make_groups(struct schedule_builder *b, struct relay_error *err)
 {
     uint32_t atoms = b->plan->num_rows * b->atoms_of_row;
     uint64_t units = count_units(b);
     enum relay_code code = RELAY_OK;
     for (uint32_t a = 0; code == RELAY_OK && a < atoms;) {
+        struct schedule_tile *early = early_tile(b, a);
         uint32_t row = a / b->atoms_of_row;
         uint32_t begin = row * b->group + a % b->atoms_of_row * b->atom_rows;
         uint32_t end = begin + b->atom_rows;
         uint32_t first = a++;
         uint32_t most = rows_together(b, units, first);
+        if (early != NULL) {
+            early->group = b->num_groups;
+            code = add_group(b, first, early->packed_begin, early->packed_end, err);
+            a = schedule_atom_of(b, early->packed_end - 1) + 1;
+            continue;
+        }
         if (end > (row + 1) * b->group) {
             end = (row + 1) * b->group;
         }
@@ -318,15 +339,20 @@ static enum relay_code make_groups(struct schedule_builder *b, struct relay_erro
     return code;
 }
 
-/* Who finishes each group: its last tile, if that is the group's alone, else a MERGE unit. */
+/* Who finishes each group: an early tile, or its last one, if that is the group's alone, else a
+ * MERGE unit. */
 static void choose_finals(struct schedule_builder *b)
 {
     struct schedule_tile *tiles = schedule_tiles(b);
-    const struct schedule_group *groups = b->groups.data;
+    struct schedule_group *groups = b->groups.data;
     const uint32_t *covers = b->covers.data;
     for (uint32_t g = 0; g < b->num_groups; g++) {
         struct schedule_tile *last;
         if (groups[g].cover_count == 0) {
+            continue;
+        }
+        if (early_tile(b, schedule_atom_of(b, groups[g].packed_begin)) != NULL) {
+            groups[g].finished = true;
             continue;
         }
         last = &tiles[covers[groups[g].cover_begin + groups[g].cover_count - 1]];
@@ -335,6 +361,7 @@ static void choose_finals(struct schedule_builder *b)
             (b->geometry->fused || (last->alone && last->splits == 1))) {
             last->final = true;
             last->group = g;
+            groups[g].finished = true;
         }
     }
 }
@@ -360,6 +387,7 @@ static enum relay_code build(struct schedule_builder *b, struct relay_error *err
         code = schedule_split_choose(b, err);
     }
     if (code == RELAY_OK) {
+        schedule_beside_mark(b);
         code = make_groups(b, err);
     }
     if (code == RELAY_OK) {

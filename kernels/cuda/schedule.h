@@ -22,6 +22,7 @@ struct relay_cuda_geometry {
     bool pair;       /* two warpgroups may share a tile of 128 rows */
     bool fused;      /* FINAL units may wait for others of the same launch */
     bool one_head;   /* units are never of several KV heads */
+    bool finals;     /* units of many rows may be FINAL */
 };
 
 /* What is measured, not derived. Zeros are the defaults. */
@@ -31,21 +32,25 @@ struct relay_cuda_tuning {
     uint32_t steps_least;   /* of a split; 0 = 2, of shared ones 1 */
     uint32_t slot_cost;     /* of a partial result, in hundredths of a step; 0 = 10 */
     uint32_t narrow_heads;  /* KV heads side by side in a NARROW unit: 1, 2, 4; 0 = by cost */
+    uint32_t early_tiles;   /* shared tiles that are FINAL, where they can be; 0 = by cost */
     bool batch_invariant;   /* splits and kinds follow from a row's own segments only */
 };
 
 struct relay_cuda_schedule {
-    struct relay_cuda_unit *units;     /* [num_units] PAIR, other producers, FINAL, MERGE */
+    struct relay_cuda_unit *units;     /* [num_units] by kind; producers before FINAL ones */
     struct relay_cuda_source *sources; /* [num_sources] */
     struct relay_cuda_append *appends; /* [num_appends] a token each */
     uint32_t num_units;
     uint32_t num_pairs;
-    uint32_t num_wide;   /* units before the first NARROW */
-    uint32_t num_narrow; /* units before the first MERGE */
+    uint32_t num_wide;    /* units before the first NARROW */
+    uint32_t num_produce; /* units before the first NARROW that is FINAL */
+    uint32_t num_narrow;  /* units before the first MERGE */
     uint32_t num_sources;
     uint32_t num_appends;
     uint32_t slots;        /* partial results of one KV head */
     uint32_t narrow_heads; /* KV heads that a NARROW unit's warpgroup computes side by side */
+    /* WIDE units, all of which begin with the launch, wait for NARROW ones that produce. */
+    bool beside;
 };
 
 enum relay_code relay_cuda_schedule_create(struct relay_cuda_schedule **out,

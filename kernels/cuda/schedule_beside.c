@@ -3,10 +3,17 @@
  * A multiprocessor has room for two warpgroups. One with many rows computes, one with few streams,
  * and neither is much slower for the other; so where requests' own tokens, unsplit and several KV
  * heads side by side, take about half of the warpgroups, prompts are best split over the other
- * half. Costs in hundredths of a step, the constants from sweeps on an H200. Pure. */
+ * half. Costs in hundredths of a step, the constants from sweeps on an H200.
+ *
+ * Where there is more to stream than at once, it must not wait for prompts: early tiles of these
+ * finish their rows themselves, with what of theirs was streamed meanwhile (sharing.h says when
+ * that pays). Pure. */
 #include "cuda/schedule_internal.h"
 
 #include "core/checked.h"
+#include "cuda/sharing.h"
+
+#include <string.h>
 
 #define STREAM_STEP 200u /* of a NARROW unit when all warpgroups stream, */
 #define NARROW_STEP 50u  /* and when few do */
@@ -108,16 +115,48 @@ static bool heads_fit(const struct schedule_builder *b, uint32_t heads)
            (told == 0 || heads == told || (heads < told && b->heads % (2 * heads) != 0));
 }
 
-uint32_t schedule_beside(const struct schedule_builder *b, const struct schedule_load loads[2],
-                         uint32_t *heads)
+/* With early tiles, by cost or as told: the steps of a shared unit, or 0. */
+static uint32_t early_quantum(struct schedule_builder *b, const struct schedule_load loads[2])
+{
+    const struct relay_cuda_tuning *t = b->tuning;
+    uint32_t slots = schedule_warpgroups(b);
+    struct relay_cuda_beside beside = {0, 2, t->early_tiles};
+    if (!b->geometry->finals || !b->geometry->fused || t->shared_splits != 0 ||
+        t->own_splits != 0) {
+        return 0;
+    }
+    if (t->early_tiles != 0 && loads[0].tiles <= slots / 2) {
+        beside.quantum =
+            schedule_max(shared_quantum(b, &loads[0], slots / 2), SCHEDULE_STEPS_LEAST);
+    } else if (!relay_cuda_is_beside(b->plan, b->heads, b->group, slots, &beside)) {
+        return 0;
+    }
+    b->narrow_heads = t->narrow_heads != 0 ? t->narrow_heads : beside.narrow_heads;
+    while (b->heads % b->narrow_heads != 0) {
+        b->narrow_heads /= 2;
+    }
+    b->early_tiles = beside.early_tiles;
+    return beside.quantum;
+}
+
+/* Shared tiles of many rows alone, and own ones of few, all from their segment's first token on. */
+static bool is_plain(const struct schedule_load loads[2])
+{
+    return loads[0].kinds == 1u << RELAY_CUDA_WIDE && loads[1].kinds == 1u << RELAY_CUDA_NARROW &&
+           !loads[0].cut && !loads[1].cut;
+}
+
+uint32_t schedule_beside(struct schedule_builder *b, const struct schedule_load loads[2])
 {
     uint32_t slots = schedule_warpgroups(b);
-    uint32_t found = 0;
+    uint32_t found = is_plain(loads) ? early_quantum(b, loads) : 0;
     uint32_t quantum, all;
     uint64_t best;
+    if (found != 0) {
+        return found;
+    }
     if (b->geometry->one_head || b->tuning->shared_splits != 0 || b->tuning->own_splits != 0 ||
-        loads[0].kinds != 1u << RELAY_CUDA_WIDE || loads[1].kinds != 1u << RELAY_CUDA_NARROW ||
-        loads[0].tiles > slots / 2 || loads[1].tiles <= slots / 2 || loads[0].cut || loads[1].cut) {
+        !is_plain(loads) || loads[0].tiles > slots / 2 || loads[1].tiles <= slots / 2) {
         return 0;
     }
     quantum = schedule_max(shared_quantum(b, &loads[0], slots / 2), SCHEDULE_STEPS_LEAST);
@@ -132,8 +171,49 @@ uint32_t schedule_beside(const struct schedule_builder *b, const struct schedule
             (cost += parts_of(&loads[0], quantum) * SCHEDULE_SLOT_COST + cost / 64) < best) {
             best = cost;
             found = quantum;
-            *heads = h;
+            b->narrow_heads = h;
         }
     }
     return found;
+}
+
+/* Whether the tile's rows have the same shared tiles, this one last of them, and then one partial
+ * result of their own each, numbered as the rows are: what one FINAL unit can merge. */
+static bool is_followed(const struct schedule_builder *b, const struct schedule_tile *tile)
+{
+    const struct schedule_tile *tiles = schedule_tiles(b);
+    const uint32_t *begin = b->cover_begin.data;
+    const uint32_t *covers = b->covers.data;
+    const uint32_t first = tile->packed_begin / b->group;
+    const uint32_t shared = begin[first + 1] - begin[first] - 1;
+    uint32_t own = covers[begin[first + 1] - 1];
+    if (b->atoms_of_row != 1 || shared == 0 || &tiles[covers[begin[first] + shared - 1]] != tile ||
+        tiles[own].packed_begin != tile->packed_begin) {
+        return false;
+    }
+    for (uint32_t row = first; row * b->group < tile->packed_end; row++) {
+        const uint32_t *of = covers + begin[row];
+        if (row * b->group == tiles[own].packed_end) {
+            own++;
+        }
+        if (begin[row + 1] - begin[row] != shared + 1 || of[shared] != own ||
+            tiles[own].kind != RELAY_CUDA_NARROW || tiles[own].splits != 1 ||
+            memcmp(of, covers + begin[first], shared * sizeof(*of)) != 0) {
+            return false;
+        }
+    }
+    return tiles[own].packed_end == tile->packed_end;
+}
+
+void schedule_beside_mark(struct schedule_builder *b)
+{
+    struct schedule_tile *tiles = schedule_tiles(b);
+    uint32_t left = b->early_tiles;
+    for (uint32_t t = 0; t < b->num_tiles && left != 0; t++) {
+        if (tiles[t].kind == RELAY_CUDA_WIDE && is_followed(b, &tiles[t])) {
+            tiles[t].final = true;
+            b->pub.beside = true;
+            left--;
+        }
+    }
 }

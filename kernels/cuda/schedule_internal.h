@@ -34,6 +34,7 @@ struct schedule_group {
     uint32_t cover_count;
     uint32_t source_begin;
     uint32_t source_count;
+    bool finished; /* by a tile, so there is no MERGE unit for it */
 };
 
 /* How a segment's tokens are cut. */
@@ -85,10 +86,14 @@ struct schedule_builder {
     uint32_t atom_rows; /* packed rows of an atom at most; atoms of a plan row: atoms_of_row */
     uint32_t atoms_of_row;
     uint32_t narrow_heads; /* KV heads side by side if the splits rely on it, else 0 */
+    uint32_t early_tiles;  /* shared ones that finish their rows; see schedule_beside.c */
 };
 
 /* Makes room for n elements, keeping the content. */
 enum relay_code schedule_grow(struct schedule_array *array, size_t n, struct relay_error *err);
+
+/* schedule.c: an atom is the packed rows of one plan row, or 16 of them where a row has more. */
+uint32_t schedule_atom_of(const struct schedule_builder *b, uint32_t packed);
 
 /* Whether rows of so many partial results are each merged by a warpgroup of their own. */
 bool schedule_spreads(const struct schedule_builder *b, uint32_t parts);
@@ -96,10 +101,13 @@ bool schedule_spreads(const struct schedule_builder *b, uint32_t parts);
 /* schedule_split.c: fills splits from tiles, by cost. */
 enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_error *err);
 
-/* schedule_beside.c: the steps of a shared unit, and the KV heads of an own one, where own tokens
- * are best computed beside the shared ones; 0 where not. `loads`: of shared and of own segments. */
-uint32_t schedule_beside(const struct schedule_builder *b, const struct schedule_load loads[2],
-                         uint32_t *heads);
+/* schedule_beside.c: the steps of a shared unit where own tokens are best computed beside the
+ * shared ones, with narrow_heads and early_tiles of `b`; 0 where not. `loads`: of shared and of own
+ * segments. */
+uint32_t schedule_beside(struct schedule_builder *b, const struct schedule_load loads[2]);
+
+/* Makes FINAL which of the early tiles can be, after splits and covers. */
+void schedule_beside_mark(struct schedule_builder *b);
 
 /* KV heads side by side in NARROW units; after the units are made. */
 uint32_t schedule_narrow_heads(const struct schedule_builder *b);

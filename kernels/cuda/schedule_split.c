@@ -246,9 +246,10 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
     splits = b->splits.data;
     survey(b, loads);
     b->narrow_heads = 0;
+    b->early_tiles = 0;
     if (b->tuning->batch_invariant) {
         quanta[0] = quanta[1] = 0;
-    } else if ((quanta[0] = schedule_beside(b, loads, &b->narrow_heads)) != 0) {
+    } else if ((quanta[0] = schedule_beside(b, loads)) != 0) {
         quanta[1] = relay_ceil_div_u32(loads[1].longest, RELAY_CUDA_STEP_TOKENS) + 1;
     } else {
         quanta[1] = one_wave(b);

@@ -249,8 +249,9 @@ static int compare_finals(const void *a, const void *b)
     return x->tile < y->tile ? -1 : 1;
 }
 
-/* The longest first, so that short ones fill the gaps at the end. */
-static enum relay_code push_finals(struct schedule_builder *b, struct relay_error *err)
+/* Of one kind, the longest first, so that short ones fill the gaps at the end. */
+static enum relay_code push_finals(struct schedule_builder *b, uint32_t kind,
+                                   struct relay_error *err)
 {
     const struct schedule_tile *tiles = schedule_tiles(b);
     struct final_order *order;
@@ -262,7 +263,7 @@ static enum relay_code push_finals(struct schedule_builder *b, struct relay_erro
     }
     order = b->order.data;
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        if (tiles[t].final) {
+        if (tiles[t].final && tiles[t].kind == kind) {
             const struct relay_item *item = &b->plan->items[tiles[t].item];
             uint32_t tokens = ((const struct schedule_split *)b->splits.data)[item->segment].tokens;
             uint64_t begin = (uint64_t)(tiles[t].split_first + tiles[t].splits - 1) * tokens;
@@ -284,14 +285,11 @@ static enum relay_code push_finals(struct schedule_builder *b, struct relay_erro
 
 static enum relay_code push_merges(struct schedule_builder *b, struct relay_error *err)
 {
-    const struct schedule_tile *tiles = schedule_tiles(b);
     const struct schedule_group *groups = b->groups.data;
-    const uint32_t *covers = b->covers.data;
     enum relay_code code = RELAY_OK;
     for (uint32_t g = 0; code == RELAY_OK && g < b->num_groups; g++) {
-        uint32_t n = groups[g].cover_count;
         struct relay_cuda_unit unit;
-        if (n != 0 && tiles[covers[groups[g].cover_begin + n - 1]].final) {
+        if (groups[g].finished) {
             continue;
         }
         memset(&unit, 0, sizeof(unit));
@@ -319,12 +317,16 @@ enum relay_code schedule_units_make(struct schedule_builder *b, struct relay_err
     if (code == RELAY_OK) {
         code = push_producers(b, RELAY_CUDA_WIDE, err);
     }
+    if (code == RELAY_OK) {
+        code = push_finals(b, RELAY_CUDA_WIDE, err);
+    }
     b->pub.num_wide = b->pub.num_units;
     if (code == RELAY_OK) {
         code = push_producers(b, RELAY_CUDA_NARROW, err);
     }
+    b->pub.num_produce = b->pub.num_units;
     if (code == RELAY_OK) {
-        code = push_finals(b, err);
+        code = push_finals(b, RELAY_CUDA_NARROW, err);
     }
     b->pub.num_narrow = b->pub.num_units;
     if (code == RELAY_OK) {

@@ -38,11 +38,13 @@ static bool fits_shape(const struct relay_cuda_traits *t, const struct relay_sha
 
 uint32_t relay_cuda_select(const struct relay_cuda_traits *const *traits, uint32_t num,
                            const struct relay_shape *shape, const struct relay_cuda_device *device,
-                           bool wide, const char *name)
+                           enum relay_cuda_sharing sharing, const char *name)
 {
     for (uint32_t i = 0; i < num; i++) {
+        enum relay_cuda_sharing of = traits[i]->sharing;
         if (fits_device(traits[i], device) && fits_shape(traits[i], shape) &&
-            (name == NULL ? wide || !traits[i]->pair : strcmp(name, traits[i]->name) == 0)) {
+            (name == NULL ? of == sharing || of == RELAY_CUDA_SINGLE
+                          : strcmp(name, traits[i]->name) == 0)) {
             return i;
         }
     }

@@ -3,7 +3,7 @@
 #ifndef RELAY_CUDA_SELECT_H
 #define RELAY_CUDA_SELECT_H
 
-#include "cuda/launch.h"
+#include "cuda/sharing.h"
 
 #include <relay/plan.h>
 
@@ -16,8 +16,8 @@ struct relay_cuda_traits {
     uint32_t capability_most;  /* 0 = no limit */
     uint32_t groups;           /* warpgroups of a block; 0: one block a unit, nothing persistent */
     bool special;              /* takes softcap and ALiBi */
-    bool pair;                 /* two warpgroups may share a tile of 128 rows */
-    size_t shared_bytes;       /* of a block */
+    enum relay_cuda_sharing sharing;
+    size_t shared_bytes; /* of a block */
 };
 
 struct relay_cuda_device {
@@ -26,10 +26,10 @@ struct relay_cuda_device {
     uint32_t multiprocessors;
 };
 
-/* The index of the first that fits, or `num`. `wide`: there is much work of more than 64 packed
- * rows, and warpgroups may share it. `name`: only this one, NULL = any. */
+/* The index of the first that fits, or `num`. `sharing`: that of the plan; kernels that are SINGLE
+ * take every plan. `name`: only this one, NULL = any. */
 uint32_t relay_cuda_select(const struct relay_cuda_traits *const *traits, uint32_t num,
                            const struct relay_shape *shape, const struct relay_cuda_device *device,
-                           bool wide, const char *name);
+                           enum relay_cuda_sharing sharing, const char *name);
 
 #endif

@@ -24,7 +24,7 @@ static cudaError_t simt_blocks(int *blocks)
 extern "C" const struct relay_cuda_kernel relay_cuda_kernel_simt;
 const struct relay_cuda_kernel relay_cuda_kernel_simt = {
     {"simt", RELAY_DTYPE_UNSPECIFIED, RELAY_DTYPE_UNSPECIFIED, RELAY_HEAD_DIM_MAX, 0, 0, 0, true,
-     false, 0},
+     RELAY_CUDA_SINGLE, 0},
     simt_prepare,
     simt_blocks,
     simt_launch,

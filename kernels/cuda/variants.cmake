@@ -4,7 +4,8 @@
 #
 # With two warpgroups a block fills a multiprocessor, and they share tiles of 128 rows; such kernels
 # are for plans with long items of so many rows. With one, two blocks do, of two launches if need be.
-# wgmma needs sm_90a code, which runs on 9.0 alone; not for F8 of head dim 64, where ptxas 13.0 gives
+# beside is wgmma with units of many rows that finish their rows, for plans where requests' own
+# tokens stream beside them; more code, so short steps do without. wgmma needs sm_90a code, which runs on 9.0 alone; not for F8 of head dim 64, where ptxas 13.0 gives
 # the registers of the queries to the weights. -DRELAY_KERNELS=<regex> builds those whose names
 # match (and the kernel for every shape), for quick work on one of them.
 set(RELAY_CUDA_VARIANTS
@@ -12,6 +13,8 @@ set(RELAY_CUDA_VARIANTS
   "pair_f16_64       wgmma  f16   f16   64 6 2     90 90"
   "pair_bf16_128     wgmma  bf16  bf16 128 3 2     90 90"
   "pair_f16_128      wgmma  f16   f16  128 3 2     90 90"
+  "beside_bf16_128   beside bf16  bf16 128 3 1     90 90"
+  "beside_f16_128    beside f16   f16  128 3 1     90 90"
   "wgmma_bf16_64     wgmma  bf16  bf16  64 6 1     90 90"
   "wgmma_f16_64      wgmma  f16   f16   64 6 1     90 90"
   "wgmma_bf16_128    wgmma  bf16  bf16 128 3 1     90 90"
@@ -57,8 +60,16 @@ function(relay_cuda_generate sources table_source)
       continue()
     endif()
     set(KERNEL_WGMMA false)
-    if(engine STREQUAL "wgmma")
+    set(KERNEL_FINALS false)
+    set(KERNEL_SHARING RELAY_CUDA_SINGLE)
+    if(engine MATCHES "^(wgmma|beside)$")
       set(KERNEL_WGMMA true)
+    endif()
+    if(engine STREQUAL "beside")
+      set(KERNEL_FINALS true)
+      set(KERNEL_SHARING RELAY_CUDA_BESIDE)
+    elseif(KERNEL_GROUPS EQUAL 2)
+      set(KERNEL_SHARING RELAY_CUDA_PAIRED)
     endif()
     set(KERNEL_TYPE __nv_bfloat16)
     set(KERNEL_DTYPE RELAY_DTYPE_BF16)
@@ -76,7 +87,7 @@ function(relay_cuda_generate sources table_source)
     configure_file(${CMAKE_CURRENT_SOURCE_DIR}/attend.cu.in ${file} @ONLY)
     list(APPEND files ${file})
     set(architectures ${RELAY_CUDA_GENCODE_ALL})
-    if(engine STREQUAL "wgmma")
+    if(KERNEL_WGMMA)
       set(architectures ${RELAY_CUDA_GENCODE_90A})
     endif()
     set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${architectures}")

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         /* What follows from these would else be computed for all kinds of units at once, before the
          * loop, and fill the registers. */
         asm volatile("" : "+r"(w.lane), "+r"(w.warp), "+r"(w.group), "+r"(w.first_row));
-        if (w.warp == 0) {
+        if (w.warp == 0 && !w.asks_late(u)) {
             w.look_ahead();
         }
         if (kind == RELAY_CUDA_NARROW || kind == RELAY_CUDA_MERGE) {
@@ -79,6 +79,12 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
             finish_rows(w, u, head, own, stage);
         } else {
             wide_unit<C, C::WGMMA, C::PAIRS>::run(w, u, head);
+        }
+        if (w.asks_late(u)) {
+            w.group_barrier(); /* a ticket could be for what another warp still waits for */
+            if (w.warp == 0) {
+                w.look_ahead();
+            }
         }
         if (w.warp == 0) {
             w.look_ahead_finish();

@@ -81,16 +81,16 @@ template <int lanes> __device__ __forceinline__ float part_sum(float x)
     return x;
 }
 
-/* A warp's rows while they are merged, two by 16 lanes each or four by 8: of `width` lanes lane i
- * has columns 4 (i + width c) .. of their row, and the row's reference, sum and place, and looks at
- * one of `width` flags. By 16 lanes, a row alone is merged by both halves of the warp, or, where it
- * is alone in its unit, by the eight of the warpgroup, each with a share of its partial results.
- * Much is under way at once: in short launches these are the last microseconds. */
+/* A warp's rows while they are merged, two by 16 lanes each, four by 8 or eight by 4: of `width`
+ * lanes lane i has columns 4 (i + width c) .. of their row, and the row's reference, sum and place,
+ * and looks at one of `width` flags. By 16 lanes, a row alone is merged by both halves of the warp,
+ * or, where it is alone in its unit, by the eight of the warpgroup, each with a share of its
+ * partial results. Much is under way at once: in short launches these are the last microseconds. */
 template <class C, int width> struct merging {
     static constexpr int n = (C::D + 4 * width - 1) / (4 * width);
-    /* Partial results in flight, and of rows that have few; more of four rows would spill. */
-    static constexpr int many = width == 8 ? 2 : n <= 2 ? 8 : 4;
-    static constexpr int few = n <= 2 && width == 16 ? 4 : 2;
+    /* Partial results in flight, and of rows that have few; more of many rows would spill. */
+    static constexpr int many = width == 4 ? 1 : width == 8 ? 2 : n <= 2 ? 8 : 4;
+    static constexpr int few = width == 4 ? 1 : n <= 2 && width == 16 ? 4 : 2;
 
     const worker<C> &w;
     const relay_cuda_unit &u;
@@ -125,6 +125,12 @@ template <class C, int width> struct merging {
     __device__ __forceinline__ uint32_t first_lane() const
     {
         return w.lane / width * width;
+    }
+
+    /* Of the warps' own results. */
+    __device__ __forceinline__ uint32_t own_row() const
+    {
+        return C::FINALS ? m % 16 : m;
     }
 
     /* Lanes that store the row, and have what their warp knows of it. */
@@ -194,12 +200,12 @@ template <class C, int width> struct merging {
             const uint32_t row = w.group * 64 + (from + (k & (warps - 1))) * 16;
 #pragma unroll
             for (int c = 0; c < n; c++) {
-                a[k][c] = *(const float4 *)(at + result_offset<C>(row, m, column(c) / 4));
+                a[k][c] = *(const float4 *)(at + result_offset<C>(row, own_row(), column(c) / 4));
             }
         }
         float2 state = make_float2(-INFINITY, 0.0f);
         if (w.lane % most < warps && owns()) {
-            state = w.mine.state[from + w.lane % most][m];
+            state = w.mine.state[from + w.lane % most][own_row()];
         }
         const float weights = weigh<most>(state.y == 0.0f ? -INFINITY : state.x, state.y);
 #pragma unroll
@@ -481,8 +487,46 @@ __device__ __forceinline__ void finish_rows(const worker<C> &w, const relay_cuda
     }
 }
 
-/* The end of a WIDE or PAIR unit, which never writes rows out itself: this thread's packed rows m
- * and m + 8 become partial results, times `scale`. */
+/* The end of a WIDE unit that is FINAL: as finish_rows(), a warp's 16 rows, which are left where it
+ * would look for them: this thread has row lane / 4 and 8 further, times `scale`. */
+template <class C>
+__device__ __forceinline__ void finish_wide(const worker<C> &w, const relay_cuda_unit &u,
+                                            uint32_t head, uint32_t stage,
+                                            const float (&o)[C::D / 8][4], const row_state &st,
+                                            float scale)
+{
+    constexpr int width = C::D <= 128 ? 4 : 16; /* as many rows at once as registers hold */
+    unsigned char *to = w.memory + stage * C::STAGE_BYTES;
+    const result_place<C> place(w.first_row, w.lane >> 2 & ~1u, 2 * (w.lane & 3));
+    const uint32_t first = w.query_row(u);
+    const uint32_t end = min(u.packed_count, first + 16);
+    w.group_barrier(); /* the others' products may still read the stage */
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const float sum = quad_sum(st.sum[r]);
+#pragma unroll
+        for (int j = 0; j < C::D / 8; j++) {
+            const uint32_t odd = place.at(j, r, 1) - place.at(j, r, 0);
+            *(float2 *)(to + place.at(j, r, 0) + (w.lane >> 2 & 1) * odd) =
+                make_float2(o[j][2 * r] * scale, o[j][2 * r + 1] * scale);
+        }
+        if ((w.lane & 3) == 0) {
+            w.mine.state[w.warp][(w.lane >> 2) + 8 * r] = make_float2(st.max[r], sum);
+        }
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (uint32_t m = first; m < end; m += 32 / width) {
+        merging<C, width> merge(w, u, head, m, 1, false);
+        merge.add_own(w.warp, 1, stage);
+        merge.add_sources();
+        merge.gather();
+        merge.finish();
+    }
+}
+
+/* The end of a WIDE or PAIR unit that is not: this thread's packed rows m and m + 8 become partial
+ * results, times `scale`. */
 template <class C>
 __device__ __forceinline__ void keep_wide(const worker<C> &w, const relay_cuda_unit &u,
                                           uint32_t head, uint32_t m, float (&o)[C::D / 8][4],
@@ -513,6 +557,19 @@ __device__ __forceinline__ void keep_wide(const worker<C> &w, const relay_cuda_u
                 partial_give(p.partial_lse + first + r * second, lse[r]);
             }
         }
+    }
+}
+
+/* Either, by what the unit is; its last stage is `stage`. */
+template <class C>
+__device__ __forceinline__ void wide_end(const worker<C> &w, const relay_cuda_unit &u,
+                                         uint32_t head, uint32_t stage, float (&o)[C::D / 8][4],
+                                         row_state &st, float scale = 1.0f)
+{
+    if (C::FINALS && (u.flags & RELAY_CUDA_FINAL) != 0) {
+        finish_wide(w, u, head, stage, o, st, scale);
+    } else {
+        keep_wide(w, u, head, w.query_row(u) + (w.lane >> 2), o, st, scale);
     }
 }
 

@@ -43,9 +43,15 @@ template <class C> struct sequence {
     {
         uint32_t pairs = p.pair_end - p.number_begin;
         if (warp == 0) {
-            mine.exhausted = 0;
+            mine.exhausted = C::FINALS && is_beside() && p.late_begin == p.number_end;
         }
         num_pairs = blockIdx.x < pairs ? (pairs - blockIdx.x - 1) / gridDim.x + 1 : 0;
+    }
+
+    /* FINALS, of one warpgroup a block: whether this one begins with a WIDE unit. */
+    __device__ __forceinline__ bool is_beside() const
+    {
+        return blockIdx.x < p.beside;
     }
 
     __device__ __forceinline__ const unit_slot &slot(uint32_t position) const
@@ -128,6 +134,9 @@ template <class C> struct sequence {
         } else {
             i = p.pair_end + ((position - pairs_first()) * C::GROUPS + group) * blocks +
                 blockIdx.x - pairs;
+            if (C::FINALS && position != 0) {
+                i = is_beside() ? p.late_begin + blockIdx.x : i - p.beside;
+            }
         }
         return i < p.number_end ? i : RELAY_CUDA_NONE;
     }
@@ -189,6 +198,13 @@ template <class C> struct sequence {
         }
     }
 
+    /* Whether more may be asked for only after this unit: a ticket could be for what it waits for.
+     */
+    __device__ __forceinline__ bool asks_late(const relay_cuda_unit &u) const
+    {
+        return C::FINALS && kind_of(u) == RELAY_CUDA_WIDE;
+    }
+
     /* Leader warp, when the ticket should have come. */
     __device__ __forceinline__ void look_ahead_resolve()
     {
@@ -197,12 +213,15 @@ template <class C> struct sequence {
         }
         uint32_t ticket = __shfl_sync(0xffffffffu, next_word, 0);
         uint32_t groups = gridDim.x * C::GROUPS;
-        uint32_t tickets = p.number_end - p.pair_end - 2 * groups;
-        next_unit = ticket < tickets ? p.pair_end + 2 * groups + ticket : RELAY_CUDA_NONE;
+        uint32_t fixed = 2 * groups - (C::FINALS ? p.beside : 0);
+        uint32_t tickets = (C::FINALS ? p.late_begin : p.number_end) - p.pair_end - fixed;
+        next_unit = ticket < tickets ? p.pair_end + fixed + ticket : RELAY_CUDA_NONE;
         next_word = descriptor_word(next_unit);
         if (next_unit == RELAY_CUDA_NONE) {
             mine.exhausted = 1;
-            /* Every group takes tickets until one is too high; the last of those resets. */
+            /* Every group takes tickets until one is too high, but those that have WIDE units
+             * alone; the last of those resets. */
+            groups -= C::FINALS && p.late_begin == p.number_end ? p.beside : 0;
             if (ticket == tickets + groups - 1 && lane == 0) {
                 store_relaxed(p.ticket, 0);
             }

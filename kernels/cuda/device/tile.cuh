@@ -61,14 +61,17 @@ template <typename IO> struct multiplied<IO, true> {
     using type = __half;
 };
 
-/* IO: type of queries; F8: K and V are stored as F8_E4M3, else as IO. */
-template <typename IO_, bool F8_, int D_, int STAGES_, bool WGMMA_, int GROUPS_> struct config {
+/* IO: type of queries; F8: K and V are stored as F8_E4M3, else as IO; FINALS: WIDE units may be
+ * FINAL. */
+template <typename IO_, bool F8_, int D_, int STAGES_, bool WGMMA_, int GROUPS_, bool FINALS_>
+struct config {
     using IO = IO_;
     using T = typename multiplied<IO_, F8_>::type;
     static constexpr bool F8 = F8_;
     static constexpr int D = D_; /* both head dims, padded */
     static constexpr int STAGES = STAGES_;
     static constexpr bool WGMMA = WGMMA_;
+    static constexpr bool FINALS = FINALS_;
     static constexpr int GROUPS = GROUPS_;     /* warpgroups of a block */
     static constexpr bool PAIRS = GROUPS == 2; /* which may share tiles */
     static constexpr int THREADS = 128 * GROUPS;

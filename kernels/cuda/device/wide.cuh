@@ -154,7 +154,6 @@ template <class C> struct wide_mma {
         row_state st;
         const uint32_t tiles = u.tiles;
         const float scale = scale_of<C>(w.p);
-        const uint32_t m = w.query_row(u) + (w.lane >> 2);
         sums_reset(o, st);
         w.rows_begin(u, head);
 #pragma unroll 1
@@ -209,7 +208,8 @@ template <class C> struct wide_mma {
                 w.look_ahead_resolve();
             }
         }
-        keep_wide(w, u, head, m, o, st, value_scale(w, head));
+        wide_end(w, u, head, C::F8 ? C::STAGES : w.stage_before(w.use_stage), o, st,
+                 value_scale(w, head));
     }
 };
 
@@ -306,7 +306,6 @@ template <class C> struct wide_wgmma {
     {
         float s[8][4];
         float next[8][4];
-        const uint32_t m = w.query_row(u) + (w.lane >> 2);
         sums_reset(o, st);
         w.rows_begin(u, head);
         w.load_wait(w.ahead - 1);
@@ -352,7 +351,7 @@ template <class C> struct wide_wgmma {
         wgmma_results(o);
         w.ahead -= u.tiles > 1 ? 1 : 0; /* the part before the last */
         w.stage_used();
-        keep_wide(w, u, head, m, o, st);
+        wide_end(w, u, head, w.stage_before(w.use_stage), o, st);
     }
 };
 
@@ -394,7 +393,6 @@ template <class C> struct wide_wgmma_f8 {
 
     __device__ __forceinline__ void run()
     {
-        const uint32_t m = w.query_row(u) + (w.lane >> 2);
         sums_reset(o, st);
         w.rows_begin(u, head);
         w.load_wait(w.ahead - 1);
@@ -426,7 +424,7 @@ template <class C> struct wide_wgmma_f8 {
         }
         wgmma_wait<0>();
         wgmma_results(o);
-        keep_wide(w, u, head, m, o, st, value_scale(w, head));
+        wide_end(w, u, head, C::STAGES, o, st, value_scale(w, head));
     }
 };
 

@@ -41,6 +41,15 @@ static const struct way ways[] = {
     {.name = "four heads", .options = {.tuning = {.narrow_heads = 4, .own_splits = 2}}},
     {.name = "single", .options = {.kernel = "wgmma", .blocks = 1}, .device_io = true},
     {.name = "pair", .options = {.kernel = "pair"}, .device_io = true},
+    {.name = "beside", .options = {.kernel = "beside"}, .device_io = true},
+    {.name = "beside, one early tile",
+     .options = {.kernel = "beside", .blocks = 1, .tuning = {.early_tiles = 1}},
+     .device_io = true},
+    {.name = "beside, three early tiles, four heads",
+     .options = {.kernel = "beside", .blocks = 1, .tuning = {.early_tiles = 3, .narrow_heads = 4}}},
+    {.name = "beside, all early tiles",
+     .options = {.kernel = "beside", .tuning = {.early_tiles = 100}},
+     .device_io = true},
     {.name = "mma, four heads",
      .options = {.kernel = "mma", .tuning = {.narrow_heads = 4}},
      .device_io = true},
@@ -63,11 +72,13 @@ static const char *kernel_for(const struct relay_shape *shape, const char *want,
     if (want == NULL || strcmp(want, "simt") == 0) {
         return want;
     }
-    if (f8 && strcmp(want, "pair") == 0) {
+    if (f8 && (strcmp(want, "pair") == 0 || strcmp(want, "beside") == 0)) {
         return NULL;
     }
     for (uint32_t i = 0; i < COUNT(dims); i++) {
-        const bool every = dims[i] == 128 || (dims[i] == 64 && !(f8 && wgmma)); /* engine has it */
+        const bool beside = wgmma && strcmp(want, "beside") == 0;
+        const bool every = /* this engine has it */
+            dims[i] == 128 || (dims[i] == 64 && !(f8 && wgmma) && !beside);
         if (dim <= dims[i] && (every || (!wgmma && (!f8 || dims[i] == 256)))) {
             (void)snprintf(name, bytes, "%s_%s%s_%u", want,
                            shape->io_dtype == RELAY_DTYPE_BF16 ? "bf16" : "f16", f8 ? "_f8" : "",
@@ -499,6 +510,37 @@ static void test_attend_many_rows(void)
     report("many rows", before);
 }
 
+/* Enough requests on two prompts for several rounds, so that warpgroups whose tiles finish their
+ * rows, and those that do not, come to have more to do. */
+static void test_attend_early_tiles(void)
+{
+    static struct problem_entry entries[192];
+    static const struct problem_segment prompts[] = {{900, PROBLEM_NONE, 0},
+                                                     {300, PROBLEM_NONE, 0}};
+    static const uint32_t heads[][2] = {{16, 4}, {4, 4}};
+    uint32_t before = failures;
+    for (uint32_t i = 0; i < COUNT(entries); i++) {
+        entries[i] = (struct problem_entry){
+            .segment = i / 128, .context = 1 + i * 37 % 211, .q_len = 1, .append = i % 7 != 0};
+    }
+    for (uint32_t i = 0; i < COUNT(heads); i++) {
+        struct problem_config config = config_of(heads[i][0], heads[i][1], 128, i == 0 ? 128 : 120,
+                                                 i == 0 ? RELAY_DTYPE_BF16 : RELAY_DTYPE_F16);
+        config.segments = prompts;
+        config.num_segments = 2;
+        config.entries = entries;
+        config.num_entries = COUNT(entries);
+        config.num_ios = i == 0 ? 1 : 3;
+        config.sinks = i == 0;
+        for (uint32_t w = 0; w < COUNT(ways); w++) {
+            if (ways[w].options.tuning.early_tiles != 0) {
+                run_way(&config, &ways[w]);
+            }
+        }
+    }
+    report("early tiles", before);
+}
+
 static void huge_queries(struct problem *p)
 {
     for (uint32_t i = 0; i < 8 * 64; i++) {
@@ -587,10 +629,10 @@ static void test_attend_repeats(void)
 
 int main(int argc, char **argv)
 {
-    static void (*const tests[])(void) = {test_attend_dims,        test_attend_f8,
-                                          test_attend_groups,      test_attend_pages,
-                                          test_attend_score_terms, test_attend_many_rows,
-                                          test_attend_huge_scores, test_attend_repeats};
+    static void (*const tests[])(void) = {
+        test_attend_dims,        test_attend_f8,          test_attend_groups,
+        test_attend_pages,       test_attend_score_terms, test_attend_many_rows,
+        test_attend_huge_scores, test_attend_repeats,     test_attend_early_tiles};
     struct relay_error err;
     enum relay_code code = relay_backend_open("cuda:0", NULL, &backend, &err);
     uint32_t part = UINT32_MAX;

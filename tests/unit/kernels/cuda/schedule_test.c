@@ -183,7 +183,8 @@ static void run_unit(struct machine *m, const struct relay_layer_kind *kind,
     uint32_t type = u->flags & RELAY_CUDA_KIND_MASK;
     bool final = (u->flags & RELAY_CUDA_FINAL) != 0;
     CHECK(u->packed_count >= 1 && u->packed_count <= most[type]);
-    CHECK(!final || type == RELAY_CUDA_NARROW || type == RELAY_CUDA_MERGE);
+    CHECK(!final || type == RELAY_CUDA_NARROW || type == RELAY_CUDA_MERGE ||
+          (type == RELAY_CUDA_WIDE && m->schedule->beside));
     if (type != RELAY_CUDA_MERGE) {
         CHECK(u->token_begin < u->token_end);
         check_pages(m, u);
@@ -221,6 +222,23 @@ static void run_unit(struct machine *m, const struct relay_layer_kind *kind,
     }
 }
 
+static bool is_final(const struct machine *m, uint32_t unit)
+{
+    return (m->schedule->units[unit].flags & RELAY_CUDA_FINAL) != 0;
+}
+
+/* Units [begin, end), of those before num_wide the FINAL ones or the others. */
+static void run_units(struct machine *m, const struct relay_layer_kind *kind, uint32_t begin,
+                      uint32_t end, bool final)
+{
+    for (uint32_t i = begin; i < end; i++) {
+        if (i >= m->schedule->num_wide || is_final(m, i) == final) {
+            run_unit(m, kind, &m->schedule->units[i]);
+            CHECK_STILL();
+        }
+    }
+}
+
 static void run_schedule(struct machine *m, const struct relay_layer_kind *kind)
 {
     uint32_t packed = m->plan->num_rows * m->group;
@@ -238,9 +256,14 @@ static void run_schedule(struct machine *m, const struct relay_layer_kind *kind)
         CHECK((type == RELAY_CUDA_NARROW) ==
               (i >= m->schedule->num_wide && i < m->schedule->num_narrow));
         CHECK((type == RELAY_CUDA_MERGE) == (i >= m->schedule->num_narrow));
-        run_unit(m, kind, u);
+        CHECK(i < m->schedule->num_wide || is_final(m, i) == (i >= m->schedule->num_produce));
         CHECK_STILL();
     }
+    /* Units of many rows that are FINAL come after all that produce. */
+    run_units(m, kind, 0, m->schedule->num_produce, false);
+    run_units(m, kind, 0, m->schedule->num_wide, true);
+    run_units(m, kind, m->schedule->num_produce, m->schedule->num_units, true);
+    CHECK_STILL();
     for (uint32_t i = 0; i < m->schedule->slots; i++) {
         CHECK(m->slots[i].pending); /* everything stored was taken */
     }
@@ -325,17 +348,20 @@ static void check_batch(const struct batch *b, const struct relay_cuda_geometry 
 
 static void test_schedule_random_batches(void)
 {
-    static const struct relay_cuda_geometry geometries[] = {{132, 2, true, true, false},
-                                                            {216, 1, false, true, false},
-                                                            {132, 2, true, false, false},
-                                                            {64, 1, false, false, true},
-                                                            {12, 1, false, true, false}};
+    static const struct relay_cuda_geometry geometries[] = {
+        {.blocks = 132, .groups = 2, .pair = true, .fused = true},
+        {.blocks = 216, .groups = 1, .fused = true},
+        {.blocks = 132, .groups = 2, .pair = true},
+        {.blocks = 64, .groups = 1, .one_head = true},
+        {.blocks = 12, .groups = 1, .fused = true},
+        {.blocks = 40, .groups = 1, .fused = true, .finals = true}};
     static const struct relay_cuda_tuning tunings[] = {
         {0},
         {.shared_splits = 7, .own_splits = 3},
         {.shared_splits = 1, .own_splits = 1},
         {.batch_invariant = true},
-        {.steps_least = 1, .slot_cost = 1, .narrow_heads = 2}};
+        {.steps_least = 1, .slot_cost = 1, .narrow_heads = 2},
+        {.early_tiles = 2}};
     struct rng rng = {20251};
     for (uint32_t i = 0; i < 40; i++) {
         struct batch b;
@@ -343,8 +369,8 @@ static void test_schedule_random_batches(void)
         batch_init(&b, &rng);
         CHECK_STILL();
         CHECK_OK(relay_plan_build(plan, &b.in, &err), err);
-        for (uint32_t g = 0; g < 5; g++) {
-            check_batch(&b, &geometries[g], &tunings[(i + g) % 5]);
+        for (uint32_t g = 0; g < 6; g++) {
+            check_batch(&b, &geometries[g], &tunings[(i + g) % 6]);
             if (check_failed_now) {
                 fprintf(stderr, "batch %u geometry %u\n", i, g);
             }
@@ -404,7 +430,8 @@ static uint32_t count_kind(uint32_t kind, bool final)
 /* Every request finishes itself: nothing is left to MERGE units. */
 static void test_schedule_decode_is_one_wave(void)
 {
-    static const struct relay_cuda_geometry h200 = {132, 2, true, true, false};
+    static const struct relay_cuda_geometry h200 = {
+        .blocks = 132, .groups = 2, .pair = true, .fused = true};
     static const struct relay_cuda_tuning defaults;
     struct relay_error err;
     struct batch b;
@@ -426,8 +453,8 @@ static void test_schedule_decode_is_one_wave(void)
  * are split over the other half and all is done at once; long ones are done first, by all. */
 static void test_schedule_decode_beside(void)
 {
-    static const struct relay_cuda_geometry h200 = {264, 1, false, true, false};
-    static const struct relay_cuda_geometry small = {100, 1, false, true, false};
+    static const struct relay_cuda_geometry h200 = {.blocks = 264, .groups = 1, .fused = true};
+    static const struct relay_cuda_geometry small = {.blocks = 100, .groups = 1, .fused = true};
     static const struct relay_cuda_tuning defaults;
     static const struct relay_cuda_tuning one_head = {.narrow_heads = 1};
     struct relay_error err;
@@ -455,10 +482,43 @@ static void test_schedule_decode_beside(void)
     CHECK(count_kind(RELAY_CUDA_WIDE, false) * 8 <= 264);
 }
 
+/* With early tiles: those finish their rows, their requests' own units only produce, and the other
+ * requests finish themselves. */
+static void test_schedule_early_tiles(void)
+{
+    static const struct relay_cuda_geometry few = {
+        .blocks = 40, .groups = 1, .fused = true, .finals = true};
+    struct relay_error err;
+    struct batch b;
+    decode(&b, 16, 2, 40, 1000, 100); /* five tiles of eight requests */
+    CHECK_STILL();
+    for (uint32_t early = 1; early <= 6; early++) {
+        const struct relay_cuda_tuning tuning = {.early_tiles = early};
+        const uint32_t tiles = early < 5 ? early : 5;
+        check_batch(&b, &few, &tuning);
+        CHECK_STILL();
+        CHECK(schedule->beside);
+        CHECK_EQ(count_kind(RELAY_CUDA_WIDE, true), tiles);
+        CHECK_EQ(count_kind(RELAY_CUDA_NARROW, false), 8 * tiles);
+        CHECK_EQ(count_kind(RELAY_CUDA_NARROW, true), 40 - 8 * tiles);
+        CHECK_EQ(count_kind(RELAY_CUDA_MERGE, true), 0);
+        CHECK(schedule->num_wide * 2 <= 20);
+    }
+    /* Who has nothing of their own keeps their tile from it. */
+    b.entries[9].context_tokens = 0;
+    b.entries[9].append = false;
+    CHECK_OK(relay_plan_build(plan, &b.in, &err), err);
+    check_batch(&b, &few, &(struct relay_cuda_tuning){.early_tiles = 5});
+    CHECK_STILL();
+    CHECK_EQ(count_kind(RELAY_CUDA_WIDE, true), 4);
+    CHECK_EQ(count_kind(RELAY_CUDA_MERGE, true), 1);
+}
+
 /* batch_invariant: a request's own splits and the prompt's do not depend on who else is there. */
 static void test_schedule_invariant_splits(void)
 {
-    static const struct relay_cuda_geometry h200 = {132, 2, true, true, false};
+    static const struct relay_cuda_geometry h200 = {
+        .blocks = 132, .groups = 2, .pair = true, .fused = true};
     static const struct relay_cuda_tuning invariant = {.batch_invariant = true};
     uint32_t first_splits = 0;
     for (uint32_t entries = 1; entries <= ENTRIES_MAX; entries += 13) {
@@ -491,6 +551,7 @@ int main(void)
     CHECK_RUN(test_schedule_random_batches);
     CHECK_RUN(test_schedule_decode_is_one_wave);
     CHECK_RUN(test_schedule_decode_beside);
+    CHECK_RUN(test_schedule_early_tiles);
     CHECK_RUN(test_schedule_invariant_splits);
     relay_plan_destroy(plan);
     relay_cuda_schedule_destroy(schedule);

@@ -3,17 +3,46 @@
 #include "testlib/check.h"
 
 static const struct relay_cuda_traits pair = {
-    "pair_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 90, 90, 2, false, true, 231000};
-static const struct relay_cuda_traits wgmma = {
-    "wgmma_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 90, 90, 1, false, false, 115000};
+    "pair_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 90, 90, 2, false, RELAY_CUDA_PAIRED,
+    231000};
+static const struct relay_cuda_traits beside = {"beside_bf16_128",
+                                                RELAY_DTYPE_BF16,
+                                                RELAY_DTYPE_BF16,
+                                                128,
+                                                90,
+                                                90,
+                                                1,
+                                                false,
+                                                RELAY_CUDA_BESIDE,
+                                                115000};
+static const struct relay_cuda_traits wgmma = {"wgmma_bf16_128",
+                                               RELAY_DTYPE_BF16,
+                                               RELAY_DTYPE_BF16,
+                                               128,
+                                               90,
+                                               90,
+                                               1,
+                                               false,
+                                               RELAY_CUDA_SINGLE,
+                                               115000};
 static const struct relay_cuda_traits mma = {
-    "mma_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 80, 0, 1, true, false, 83000};
-static const struct relay_cuda_traits f8 = {
-    "mma_bf16_f8_128", RELAY_DTYPE_BF16, RELAY_DTYPE_F8_E4M3, 128, 80, 0, 1, true, false, 99000};
+    "mma_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 80, 0, 1, true, RELAY_CUDA_SINGLE,
+    83000};
+static const struct relay_cuda_traits f8 = {"mma_bf16_f8_128",
+                                            RELAY_DTYPE_BF16,
+                                            RELAY_DTYPE_F8_E4M3,
+                                            128,
+                                            80,
+                                            0,
+                                            1,
+                                            true,
+                                            RELAY_CUDA_SINGLE,
+                                            99000};
 static const struct relay_cuda_traits simt = {
-    "simt", RELAY_DTYPE_UNSPECIFIED, RELAY_DTYPE_UNSPECIFIED, 576, 0, 0, 0, true, false, 0};
-static const struct relay_cuda_traits *const table[] = {&pair, &wgmma, &mma, &f8, &simt};
-#define NUM 5u
+    "simt", RELAY_DTYPE_UNSPECIFIED, RELAY_DTYPE_UNSPECIFIED, 576, 0, 0, 0, true, RELAY_CUDA_SINGLE,
+    0};
+static const struct relay_cuda_traits *const table[] = {&pair, &beside, &wgmma, &mma, &f8, &simt};
+#define NUM 6u
 
 static const struct relay_cuda_device h200 = {90, 232448, 132};
 static const struct relay_cuda_device a100 = {80, 166912, 108};
@@ -36,7 +65,7 @@ static struct relay_shape shape_of(uint32_t dqk, uint32_t dv, enum relay_dtype k
 
 static const char *chosen(const struct relay_shape *shape, const struct relay_cuda_device *device)
 {
-    uint32_t i = relay_cuda_select(table, NUM, shape, device, false, NULL);
+    uint32_t i = relay_cuda_select(table, NUM, shape, device, RELAY_CUDA_SINGLE, NULL);
     return i < NUM ? table[i]->name : "none";
 }
 
@@ -90,18 +119,21 @@ static void test_select_f8(void)
 static void test_select_by_name(void)
 {
     struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, true, "mma_bf16_128"), 2);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, true, "wgmma_bf16_128"), NUM);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, false, "pair_bf16_128"), 0);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, false, "no such"), NUM);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_PAIRED, "mma_bf16_128"), 3);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_PAIRED, "wgmma_bf16_128"),
+             NUM);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_SINGLE, "pair_bf16_128"), 0);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_SINGLE, "no such"), NUM);
 }
 
-static void test_select_by_width(void)
+static void test_select_by_sharing(void)
 {
     struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, true, NULL), 0);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, false, NULL), 1);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, true, NULL), 2);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_PAIRED, NULL), 0);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_BESIDE, NULL), 1);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_SINGLE, NULL), 2);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_PAIRED, NULL), 3);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_BESIDE, NULL), 3);
 }
 
 int main(void)
@@ -110,6 +142,6 @@ int main(void)
     CHECK_RUN(test_select_by_shape);
     CHECK_RUN(test_select_f8);
     CHECK_RUN(test_select_by_name);
-    CHECK_RUN(test_select_by_width);
+    CHECK_RUN(test_select_by_sharing);
     return check_done();
 }
