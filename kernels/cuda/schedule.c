@@ -2,6 +2,7 @@
 #include "cuda/schedule_internal.h"
 
 #include "core/checked.h"
+#include "cuda/sharing.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -81,12 +82,16 @@ static bool is_own_of_several(const struct schedule_builder *b, uint32_t i)
             (i + 1 < b->plan->num_items && items[i + 1].segment == segment));
 }
 
-/* Batch-invariant kinds follow from the segment, not from the rows that an item happens to have. */
+/* Batch-invariant kinds follow from the segment, not from the rows that an item happens to have.
+ * And the last few rows of many go like the others: else they would be alone with all the tokens.
+ */
 static uint32_t kind_of(const struct schedule_builder *b, uint32_t item, uint32_t packed)
 {
     bool wide =
-        b->tuning->batch_invariant &&
-        (b->plan->segments[b->plan->items[item].segment].shared || is_own_of_several(b, item));
+        (b->tuning->batch_invariant &&
+         (b->plan->segments[b->plan->items[item].segment].shared || is_own_of_several(b, item))) ||
+        (b->plan->segments[b->plan->items[item].segment].shared &&
+         (packed < b->plan->items[item].row_count * b->group || relay_cuda_is_rest(b->plan, item)));
     if (packed <= RELAY_CUDA_ROWS_NARROW && !wide) {
         return RELAY_CUDA_NARROW;
     }
@@ -135,7 +140,7 @@ static enum relay_code make_tiles(struct schedule_builder *b, struct relay_error
  *
  * An atom is the packed rows of one plan row, or 16 of them where a row has more. */
 
-uint32_t schedule_atom_of(const struct schedule_builder *b, uint32_t packed)
+static uint32_t atom_of(const struct schedule_builder *b, uint32_t packed)
 {
     return packed / b->group * b->atoms_of_row + packed % b->group / b->atom_rows;
 }
@@ -155,8 +160,8 @@ static enum relay_code make_covers(struct schedule_builder *b, struct relay_erro
     memset(begin, 0, (atoms + 2) * sizeof(*begin));
     /* Counted two places on, so that filling moves every begin to where it belongs. */
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        uint32_t last = schedule_atom_of(b, tiles[t].packed_end - 1);
-        for (uint32_t a = schedule_atom_of(b, tiles[t].packed_begin); a <= last; a++) {
+        uint32_t last = atom_of(b, tiles[t].packed_end - 1);
+        for (uint32_t a = atom_of(b, tiles[t].packed_begin); a <= last; a++) {
             begin[a + 2]++;
             total++;
         }
@@ -173,8 +178,8 @@ static enum relay_code make_covers(struct schedule_builder *b, struct relay_erro
     }
     covers = b->covers.data;
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        uint32_t last = schedule_atom_of(b, tiles[t].packed_end - 1);
-        for (uint32_t a = schedule_atom_of(b, tiles[t].packed_begin); a <= last; a++) {
+        uint32_t last = atom_of(b, tiles[t].packed_end - 1);
+        for (uint32_t a = atom_of(b, tiles[t].packed_begin); a <= last; a++) {
             covers[begin[a + 1]++] = t;
         }
     }
@@ -196,9 +201,9 @@ static void mark_alone(struct schedule_builder *b)
     struct schedule_tile *tiles = schedule_tiles(b);
     const uint32_t *begin = b->cover_begin.data;
     for (uint32_t t = 0; t < b->num_tiles; t++) {
-        uint32_t last = schedule_atom_of(b, tiles[t].packed_end - 1);
+        uint32_t last = atom_of(b, tiles[t].packed_end - 1);
         tiles[t].alone = true;
-        for (uint32_t a = schedule_atom_of(b, tiles[t].packed_begin); a <= last; a++) {
+        for (uint32_t a = atom_of(b, tiles[t].packed_begin); a <= last; a++) {
             tiles[t].alone = tiles[t].alone && begin[a + 1] - begin[a] == 1;
         }
     }
@@ -321,7 +326,7 @@ static enum relay_code make_groups(struct schedule_builder *b, struct relay_erro
         if (early != NULL) {
             early->group = b->num_groups;
             code = add_group(b, first, early->packed_begin, early->packed_end, err);
-            a = schedule_atom_of(b, early->packed_end - 1) + 1;
+            a = atom_of(b, early->packed_end - 1) + 1;
             continue;
         }
         if (end > (row + 1) * b->group) {
@@ -351,7 +356,7 @@ static void choose_finals(struct schedule_builder *b)
         if (groups[g].cover_count == 0) {
             continue;
         }
-        if (early_tile(b, schedule_atom_of(b, groups[g].packed_begin)) != NULL) {
+        if (early_tile(b, atom_of(b, groups[g].packed_begin)) != NULL) {
             groups[g].finished = true;
             continue;
         }

@@ -4,7 +4,9 @@
  * kernel takes at once, splits long ones over the device, numbers the partial results, and makes
  * for every group of rows one unit FINAL: it merges the others' results with its own and writes
  * the rows. Producers come before the units that wait for them, so a launch whose blocks take units
- * in order cannot wait for itself.
+ * in order cannot wait for itself; but FINAL units of many rows (`beside`) wait for later ones,
+ * which is safe as they begin with the launch, half of the warpgroups at most, and take no more
+ * until they are done.
  *
  * Pure host code: no CUDA, no threads, no clock. One thread at a time builds a schedule; it keeps
  * its memory between builds. */

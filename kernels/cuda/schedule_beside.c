@@ -16,7 +16,7 @@
 #include <string.h>
 
 #define STREAM_STEP 200u /* of a NARROW unit when all warpgroups stream, */
-#define NARROW_STEP 50u  /* and when few do */
+#define NARROW_STEP 80u  /* and when few do */
 #define UNIT        250u /* a unit's beginning and end */
 
 /* Units of the shared segments, in warpgroups. */
@@ -144,6 +144,17 @@ static bool is_plain(const struct schedule_load loads[2])
 {
     return loads[0].kinds == 1u << RELAY_CUDA_WIDE && loads[1].kinds == 1u << RELAY_CUDA_NARROW &&
            !loads[0].cut && !loads[1].cut;
+}
+
+uint64_t schedule_after_cost(const struct schedule_builder *b, const struct schedule_load loads[2])
+{
+    uint32_t slots = schedule_warpgroups(b);
+    uint32_t quantum;
+    if (!is_plain(loads) || loads[0].tiles > slots) {
+        return UINT64_MAX;
+    }
+    quantum = shared_quantum(b, &loads[0], slots);
+    return after_cost(b, loads, quantum) + parts_of(&loads[0], quantum) * SCHEDULE_SLOT_COST;
 }
 
 uint32_t schedule_beside(struct schedule_builder *b, const struct schedule_load loads[2])

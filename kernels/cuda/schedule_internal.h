@@ -92,9 +92,6 @@ struct schedule_builder {
 /* Makes room for n elements, keeping the content. */
 enum relay_code schedule_grow(struct schedule_array *array, size_t n, struct relay_error *err);
 
-/* schedule.c: an atom is the packed rows of one plan row, or 16 of them where a row has more. */
-uint32_t schedule_atom_of(const struct schedule_builder *b, uint32_t packed);
-
 /* Whether rows of so many partial results are each merged by a warpgroup of their own. */
 bool schedule_spreads(const struct schedule_builder *b, uint32_t parts);
 
@@ -105,6 +102,10 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
  * shared ones, with narrow_heads and early_tiles of `b`; 0 where not. `loads`: of shared and of own
  * segments. */
 uint32_t schedule_beside(struct schedule_builder *b, const struct schedule_load loads[2]);
+
+/* What it costs to compute the shared segments by all warpgroups and then the own ones, hundredths
+ * of a step; UINT64_MAX where their tiles are not of many and of few rows. */
+uint64_t schedule_after_cost(const struct schedule_builder *b, const struct schedule_load loads[2]);
 
 /* Makes FINAL which of the early tiles can be, after splits and covers. */
 void schedule_beside_mark(struct schedule_builder *b);

@@ -7,7 +7,8 @@
 
 #include "core/checked.h"
 
-#define UNIT_STEPS 3u /* what a NARROW unit's beginning and end cost */
+#define UNIT_STEPS   3u   /* what a NARROW unit's beginning and end cost */
+#define ROWS_OF_COST 100u /* packed rows whose partial results cost a hundredth of a step */
 /* Batch-invariant splits follow from the segment's length alone. */
 #define INVARIANT_SHARED_STEPS 8u
 #define INVARIANT_OWN_STEPS    16u
@@ -105,8 +106,9 @@ static uint64_t wave_cost(const struct schedule_builder *b, uint32_t quantum)
 }
 
 /* The steps of a unit, the same for all segments, with which all units run at once and the step is
- * soonest done; 0 where there are too many tiles for that. */
-static uint32_t one_wave(const struct schedule_builder *b)
+ * soonest done; 0 where there are too many tiles for that, or shared ones first and own ones then
+ * are sooner done. */
+static uint32_t one_wave(const struct schedule_builder *b, const struct schedule_load loads[2])
 {
     const struct schedule_split *splits = b->splits.data;
     uint32_t longest = 0;
@@ -126,7 +128,7 @@ static uint32_t one_wave(const struct schedule_builder *b)
             break;
         }
     }
-    return best;
+    return best_cost <= schedule_after_cost(b, loads) ? best : 0;
 }
 
 /* With all own units of `quantum` steps at work at once, the steps of a shared one: warpgroups that
@@ -183,6 +185,14 @@ static uint32_t shared_wave(const struct schedule_builder *b, uint32_t quantum)
  * multiprocessor, beside own tokens, than half as long with a second one there. */
 #define APART_STEPS 16u
 
+/* A partial result more of every row: more where there are many rows, whose outputs go to L2 and
+ * back. */
+static uint32_t slot_cost_of(const struct schedule_builder *b)
+{
+    uint64_t rows = (uint64_t)b->plan->num_rows * b->group * b->heads;
+    return SCHEDULE_SLOT_COST + (uint32_t)schedule_min((uint32_t)(rows / ROWS_OF_COST), 1000u);
+}
+
 static uint32_t splits_of(const struct schedule_builder *b, const struct schedule_split *split,
                           bool shared, const struct schedule_load loads[2],
                           const uint32_t quanta[2])
@@ -192,7 +202,7 @@ static uint32_t splits_of(const struct schedule_builder *b, const struct schedul
     uint32_t least = tuning->steps_least != 0 ? tuning->steps_least
                      : shared                 ? 1
                                               : SCHEDULE_STEPS_LEAST;
-    uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : SCHEDULE_SLOT_COST;
+    uint32_t slot_cost = tuning->slot_cost != 0 ? tuning->slot_cost : slot_cost_of(b);
     uint32_t fixed = shared ? tuning->shared_splits : tuning->own_splits;
     uint32_t quantum = quanta[shared ? 0 : 1];
     const struct schedule_load *load = &loads[shared ? 0 : 1];
@@ -252,7 +262,7 @@ enum relay_code schedule_split_choose(struct schedule_builder *b, struct relay_e
     } else if ((quanta[0] = schedule_beside(b, loads)) != 0) {
         quanta[1] = relay_ceil_div_u32(loads[1].longest, RELAY_CUDA_STEP_TOKENS) + 1;
     } else {
-        quanta[1] = one_wave(b);
+        quanta[1] = one_wave(b, loads);
         quanta[0] = quanta[1] != 0 ? shared_wave(b, quanta[1]) : 0;
     }
     for (uint32_t s = 0; s < b->plan->num_segments; s++) {

@@ -4,6 +4,16 @@
 #include "core/checked.h"
 #include "cuda/launch.h"
 
+bool relay_cuda_is_rest(const struct relay_plan *plan, uint32_t item)
+{
+    const struct relay_item *rest = &plan->items[item];
+    const struct relay_item *before = item != 0 ? rest - 1 : rest;
+    return before != rest && plan->segments[rest->segment].shared &&
+           before->segment == rest->segment && before->token_begin == rest->token_begin &&
+           before->token_end == rest->token_end &&
+           before->row_begin + before->row_count == rest->row_begin;
+}
+
 /* ---- two that share tiles ---- */
 
 /* From how many tokens of an item of many rows on, and how many tiles of 128 rows and tokens for a
@@ -11,8 +21,8 @@
  * are taken to be ahead of two that do not. Near the border either may be ahead, by 11 % at most.
  */
 #define PAIR_TOKENS     4096u
-#define PAIR_TILES      12u
-#define PAIR_TILES_MANY 7u
+#define PAIR_TILES      11u
+#define PAIR_TILES_MANY 5u
 #define PAIR_ROWS_MANY  512u
 
 bool relay_cuda_is_paired(const struct relay_plan *plan, uint32_t num_kv_heads, uint32_t group,
@@ -27,7 +37,7 @@ bool relay_cuda_is_paired(const struct relay_plan *plan, uint32_t num_kv_heads, 
         const struct relay_item *item = &plan->items[i];
         uint64_t rows = (uint64_t)item->row_count * group;
         uint32_t tokens = item->token_end - item->token_begin;
-        if (rows > RELAY_CUDA_ROWS_WIDE) {
+        if (rows > RELAY_CUDA_ROWS_WIDE || relay_cuda_is_rest(plan, i)) {
             work += tokens * ((rows + RELAY_CUDA_ROWS_PAIR - 1) / RELAY_CUDA_ROWS_PAIR);
             longest = tokens > longest ? tokens : longest;
         }
@@ -49,9 +59,10 @@ bool relay_cuda_is_paired(const struct relay_plan *plan, uint32_t num_kv_heads, 
 #define OWN_STEP_OF_ALL 2060u
 #define OWN_END         1500u
 
-#define QUANTUM_LEAST 16u  /* steps: with fewer, beginnings and ends are most of it, */
-#define QUANTUM_MOST  128u /* and more are for warpgroups that share tiles */
-#define SPLITS_MOST   2u
+#define QUANTUM_LEAST 16u   /* steps: with fewer, beginnings and ends are most of it, */
+#define QUANTUM_MOST  128u  /* and more are for warpgroups that share tiles */
+#define SPLITS_MOST   2u    /* of a shared item; more */
+#define SPLITS_RAGGED 4u    /* where own items are of many lengths, which fit worse otherwise */
 #define UNIT_TOKENS   2560u /* of an own unit, times its heads, at most where one head has fewer */
 
 /* The plan's work, if it is of the only form looked for: each row sees one shared segment, from its
@@ -60,7 +71,8 @@ struct work {
     uint64_t tiles;   /* of shared items */
     uint32_t longest; /* steps of a shared item */
     uint64_t owns;    /* own items, */
-    uint64_t tokens;  /* all of theirs */
+    uint64_t tokens;  /* all of theirs, */
+    uint32_t most;    /* and of the longest */
 };
 
 static uint32_t steps_of(const struct relay_item *item)
@@ -76,15 +88,16 @@ static uint32_t tiles_of(const struct relay_item *item, uint32_t group)
 static bool survey(const struct relay_plan *plan, uint32_t group, struct work *work)
 {
     uint64_t rows[2] = {0, 0}; /* own, shared */
-    *work = (struct work){0, 0, 0, 0};
+    *work = (struct work){0, 0, 0, 0, 0};
     if (group > RELAY_CUDA_ROWS_NARROW) {
         return false;
     }
     for (uint32_t i = 0; i < plan->num_items; i++) {
         const struct relay_item *item = &plan->items[i];
         bool shared = plan->segments[item->segment].shared;
-        if (shared != (item->row_count * (uint64_t)group > RELAY_CUDA_ROWS_NARROW) ||
-            item->token_begin != 0) {
+        bool many = item->row_count * (uint64_t)group > RELAY_CUDA_ROWS_NARROW ||
+                    relay_cuda_is_rest(plan, i);
+        if (shared != many || item->token_begin != 0) {
             return false;
         }
         rows[shared] += item->row_count;
@@ -94,6 +107,7 @@ static bool survey(const struct relay_plan *plan, uint32_t group, struct work *w
         } else {
             work->owns++;
             work->tokens += item->token_end;
+            work->most = item->token_end > work->most ? item->token_end : work->most;
         }
     }
     return rows[0] == plan->num_rows && rows[1] == plan->num_rows && plan->num_rows != 0;
@@ -122,12 +136,16 @@ bool relay_cuda_is_beside(const struct relay_plan *plan, uint32_t num_kv_heads, 
     uint64_t shared, streaming, units, tokens, shared_time, own_time, early, most;
     uint32_t heads = 4;
     uint32_t n = 1;
-    if (!survey(plan, group, &work) || work.tiles * num_kv_heads > half) {
+    bool ragged;
+    if (!survey(plan, group, &work) || work.tiles < 2 || work.tiles * num_kv_heads > half) {
         return false;
     }
+    tokens = work.tokens / work.owns;
+    ragged = work.most > tokens + tokens / 4;
     /* Half of the warpgroups are enough, and full. */
-    while (n < SPLITS_MOST && shared_units(plan, num_kv_heads, group,
-                                           relay_ceil_div_u32(work.longest, n + 1)) <= half) {
+    while (n < (ragged ? SPLITS_RAGGED : SPLITS_MOST) &&
+           shared_units(plan, num_kv_heads, group, relay_ceil_div_u32(work.longest, n + 1)) <=
+               half) {
         n++;
     }
     out->quantum = relay_ceil_div_u32(work.longest, n);
@@ -136,13 +154,14 @@ bool relay_cuda_is_beside(const struct relay_plan *plan, uint32_t num_kv_heads, 
         out->quantum > QUANTUM_MOST) {
         return false;
     }
-    tokens = work.tokens / work.owns;
-    while (heads > 1 && (num_kv_heads % heads != 0 || tokens * heads > UNIT_TOKENS)) {
-        heads /= 2;
-    }
-    out->narrow_heads = heads;
     streaming = warpgroups - shared;
     units = work.owns * num_kv_heads / heads;
+    while (heads > 1 && (num_kv_heads % heads != 0 || tokens * heads > UNIT_TOKENS ||
+                         (ragged && units * 2 < streaming * 5))) {
+        heads /= 2;
+        units = work.owns * num_kv_heads / heads;
+    }
+    out->narrow_heads = heads;
     shared_time = (uint64_t)out->quantum * SHARED_STEP;
     own_time = tokens * heads * OWN_STEP / RELAY_CUDA_STEP_TOKENS + OWN_END;
     /* Several rounds of own units, the first of them done before the shared ones; and not much less

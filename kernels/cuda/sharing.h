@@ -22,6 +22,9 @@ struct relay_cuda_beside {
     uint32_t early_tiles;  /* shared tiles, times splits and heads, that finish their rows */
 };
 
+/* Whether an item's rows are the rest of more that see the same of a shared segment. */
+bool relay_cuda_is_rest(const struct relay_plan *plan, uint32_t item);
+
 /* Whether warpgroups had better share tiles, on so many multiprocessors. */
 bool relay_cuda_is_paired(const struct relay_plan *plan, uint32_t num_kv_heads, uint32_t group,
                           uint32_t multiprocessors);

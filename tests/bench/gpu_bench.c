@@ -608,6 +608,7 @@ static const struct {
     {"no early", {.no_early = true}, 0},
     {"pair", {.kernel = "pair_bf16_128"}, 0},
     {"single", {.kernel = "wgmma_bf16_128"}, 0},
+    {"beside", {.kernel = "beside_bf16_128"}, 0},
     {"1 block", {.kernel = "wgmma_bf16_128", .blocks = 1}, 0},
     {"mma", {.kernel = "mma_bf16_128"}, 0},
     {"heads 1", {.tuning = {.narrow_heads = 1}}, 0},

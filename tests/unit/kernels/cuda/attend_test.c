@@ -523,13 +523,13 @@ static void test_attend_early_tiles(void)
         entries[i] = (struct problem_entry){
             .segment = i / 128, .context = 1 + i * 37 % 211, .q_len = 1, .append = i % 7 != 0};
     }
-    for (uint32_t i = 0; i < COUNT(heads); i++) {
+    for (uint32_t i = 0; i < COUNT(heads) && (!quick || i < 1); i++) {
         struct problem_config config = config_of(heads[i][0], heads[i][1], 128, i == 0 ? 128 : 120,
                                                  i == 0 ? RELAY_DTYPE_BF16 : RELAY_DTYPE_F16);
         config.segments = prompts;
         config.num_segments = 2;
         config.entries = entries;
-        config.num_entries = COUNT(entries);
+        config.num_entries = quick ? 144 : COUNT(entries);
         config.num_ios = i == 0 ? 1 : 3;
         config.sinks = i == 0;
         for (uint32_t w = 0; w < COUNT(ways); w++) {

@@ -482,6 +482,42 @@ static void test_schedule_decode_beside(void)
     CHECK(count_kind(RELAY_CUDA_WIDE, false) * 8 <= 264);
 }
 
+static uint32_t longest_shared(uint32_t prompt)
+{
+    uint32_t longest = 0;
+    for (uint32_t i = 0; i < schedule->num_units; i++) {
+        const struct relay_cuda_unit *u = &schedule->units[i];
+        uint32_t tokens = u->token_end - u->token_begin;
+        if (u->position < prompt && tokens > longest) {
+            longest = tokens;
+        }
+    }
+    return longest;
+}
+
+/* A few requests more than tiles hold are no other case: the rest of their rows is split as the
+ * others are, not left to one warpgroup with all the prompt. */
+static void test_schedule_decode_has_no_cliffs(void)
+{
+    static const struct relay_cuda_geometry geometries[] = {
+        {.blocks = 264, .groups = 1, .fused = true},
+        {.blocks = 132, .groups = 2, .pair = true, .fused = true}};
+    static const struct relay_cuda_tuning defaults;
+    struct relay_error err;
+    struct batch b;
+    for (uint32_t g = 0; g < 2; g++) {
+        for (uint32_t entries = 17; entries <= ENTRIES_MAX; entries++) {
+            decode(&b, 32, 8, entries, 8192, 128);
+            CHECK_STILL();
+            CHECK_OK(
+                relay_cuda_schedule_build(schedule, plan, 8, 4, &geometries[g], &defaults, &err),
+                err);
+            CHECK_EQ(count_kind(RELAY_CUDA_NARROW, false), 0);
+            CHECK(longest_shared(8192) <= 2048); /* once it was all 8192, 4096 for 28 requests */
+        }
+    }
+}
+
 /* With early tiles: those finish their rows, their requests' own units only produce, and the other
  * requests finish themselves. */
 static void test_schedule_early_tiles(void)
@@ -551,6 +587,7 @@ int main(void)
     CHECK_RUN(test_schedule_random_batches);
     CHECK_RUN(test_schedule_decode_is_one_wave);
     CHECK_RUN(test_schedule_decode_beside);
+    CHECK_RUN(test_schedule_decode_has_no_cliffs);
     CHECK_RUN(test_schedule_early_tiles);
     CHECK_RUN(test_schedule_invariant_splits);
     relay_plan_destroy(plan);

@@ -126,6 +126,34 @@ static void test_sharing_beside_is_for_plain_plans(void)
     CHECK(!is_beside(8, &b));
 }
 
+/* Of many lengths: more splits, so that what streams does not wait for the longest. */
+static void test_sharing_beside_ragged(void)
+{
+    struct relay_cuda_beside b;
+    decode(4, 64, 8192, 1024);
+    for (uint32_t i = 0; i < 64; i++) {
+        entries[i].context_tokens = 512 + 16 * i;
+        entries[i].position = 8192 + entries[i].context_tokens - 1;
+    }
+    CHECK(is_beside(8, &b));
+    CHECK_EQ(b.quantum, 32);
+    CHECK_EQ(b.narrow_heads, 1);
+    CHECK_EQ(b.early_tiles, 3); /* of 4 */
+}
+
+/* The last few rows of many count as many. */
+static void test_sharing_rest(void)
+{
+    struct relay_cuda_beside b;
+    struct relay_error err;
+    decode(4, 225, 2048, 160);
+    CHECK_OK(relay_plan_build(plan, &in, &err), err);
+    CHECK(plan->num_items > 8 && !relay_cuda_is_rest(plan, 0));
+    CHECK_EQ(plan->items[7].row_count, 1);
+    CHECK(relay_cuda_is_rest(plan, 7) && !relay_cuda_is_rest(plan, 8));
+    CHECK(is_beside(8, &b));
+}
+
 static bool is_paired(uint32_t group, uint32_t heads, uint32_t num, uint32_t prompt)
 {
     struct relay_error err;
@@ -138,6 +166,7 @@ static void test_sharing_paired(void)
 {
     CHECK(is_paired(4, 8, 256, 8192));
     CHECK(is_paired(4, 8, 128, 8192));
+    CHECK(is_paired(4, 8, 65, 8192));
     CHECK(is_paired(8, 1, 256, 32768));
     CHECK(!is_paired(4, 8, 256, 2048)); /* short */
     CHECK(!is_paired(4, 8, 16, 32768)); /* no tile of more than 64 rows */
@@ -153,6 +182,8 @@ int main(void)
     CHECK_RUN(test_sharing_beside);
     CHECK_RUN(test_sharing_not_beside);
     CHECK_RUN(test_sharing_beside_is_for_plain_plans);
+    CHECK_RUN(test_sharing_beside_ragged);
+    CHECK_RUN(test_sharing_rest);
     CHECK_RUN(test_sharing_paired);
     relay_plan_destroy(plan);
     return check_done();
