@@ -91,7 +91,8 @@ static uint32_t kind_of(const struct schedule_builder *b, uint32_t item, uint32_
         (b->tuning->batch_invariant &&
          (b->plan->segments[b->plan->items[item].segment].shared || is_own_of_several(b, item))) ||
         (b->plan->segments[b->plan->items[item].segment].shared &&
-         (packed < b->plan->items[item].row_count * b->group || relay_cuda_is_rest(b->plan, item)));
+         (packed < b->plan->items[item].row_count * b->group ||
+          relay_cuda_is_rest(b->plan, b->group, item)));
     if (packed <= RELAY_CUDA_ROWS_NARROW && !wide) {
         return RELAY_CUDA_NARROW;
     }

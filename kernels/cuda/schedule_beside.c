@@ -220,6 +220,13 @@ void schedule_beside_mark(struct schedule_builder *b)
 {
     struct schedule_tile *tiles = schedule_tiles(b);
     uint32_t left = b->early_tiles;
+    uint64_t units = 0;
+    for (uint32_t t = 0; t < b->num_tiles; t++) {
+        units += tiles[t].kind == RELAY_CUDA_WIDE ? (uint64_t)tiles[t].splits * b->heads : 0;
+    }
+    if (units > schedule_warpgroups(b) / 2) {
+        return; /* all of them must begin with the launch */
+    }
     for (uint32_t t = 0; t < b->num_tiles && left != 0; t++) {
         if (tiles[t].kind == RELAY_CUDA_WIDE && is_followed(b, &tiles[t])) {
             tiles[t].final = true;

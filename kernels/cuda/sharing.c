@@ -4,13 +4,17 @@
 #include "core/checked.h"
 #include "cuda/launch.h"
 
-bool relay_cuda_is_rest(const struct relay_plan *plan, uint32_t item)
+static bool is_many(const struct relay_item *item, uint32_t group)
+{
+    return (uint64_t)item->row_count * group > RELAY_CUDA_ROWS_NARROW;
+}
+
+bool relay_cuda_is_rest(const struct relay_plan *plan, uint32_t group, uint32_t item)
 {
     const struct relay_item *rest = &plan->items[item];
     const struct relay_item *before = item != 0 ? rest - 1 : rest;
-    return before != rest && plan->segments[rest->segment].shared &&
-           before->segment == rest->segment && before->token_begin == rest->token_begin &&
-           before->token_end == rest->token_end &&
+    return before != rest && is_many(before, group) && plan->segments[rest->segment].shared &&
+           before->segment == rest->segment &&
            before->row_begin + before->row_count == rest->row_begin;
 }
 
@@ -37,7 +41,7 @@ bool relay_cuda_is_paired(const struct relay_plan *plan, uint32_t num_kv_heads, 
         const struct relay_item *item = &plan->items[i];
         uint64_t rows = (uint64_t)item->row_count * group;
         uint32_t tokens = item->token_end - item->token_begin;
-        if (rows > RELAY_CUDA_ROWS_WIDE || relay_cuda_is_rest(plan, i)) {
+        if (rows > RELAY_CUDA_ROWS_WIDE || relay_cuda_is_rest(plan, group, i)) {
             work += tokens * ((rows + RELAY_CUDA_ROWS_PAIR - 1) / RELAY_CUDA_ROWS_PAIR);
             longest = tokens > longest ? tokens : longest;
         }
@@ -66,7 +70,7 @@ bool relay_cuda_is_paired(const struct relay_plan *plan, uint32_t num_kv_heads, 
 #define UNIT_TOKENS   2560u /* of an own unit, times its heads, at most where one head has fewer */
 
 /* The plan's work, if it is of the only form looked for: each row sees one shared segment, from its
- * first token on, with many others, and then tokens of its own. */
+ * first token on, with many others, and then tokens that it alone sees. */
 struct work {
     uint64_t tiles;   /* of shared items */
     uint32_t longest; /* steps of a shared item */
@@ -95,9 +99,8 @@ static bool survey(const struct relay_plan *plan, uint32_t group, struct work *w
     for (uint32_t i = 0; i < plan->num_items; i++) {
         const struct relay_item *item = &plan->items[i];
         bool shared = plan->segments[item->segment].shared;
-        bool many = item->row_count * (uint64_t)group > RELAY_CUDA_ROWS_NARROW ||
-                    relay_cuda_is_rest(plan, i);
-        if (shared != many || item->token_begin != 0) {
+        bool many = is_many(item, group) || relay_cuda_is_rest(plan, group, i);
+        if (shared != many || item->token_begin != 0 || (!shared && item->row_count != 1)) {
             return false;
         }
         rows[shared] += item->row_count;

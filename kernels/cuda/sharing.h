@@ -19,11 +19,11 @@ enum relay_cuda_sharing {
 struct relay_cuda_beside {
     uint32_t quantum;      /* steps of a shared unit */
     uint32_t narrow_heads; /* KV heads side by side in an own one */
-    uint32_t early_tiles;  /* shared tiles, times splits and heads, that finish their rows */
+    uint32_t early_tiles;  /* shared tiles whose last splits finish their rows */
 };
 
-/* Whether an item's rows are the rest of more that see the same of a shared segment. */
-bool relay_cuda_is_rest(const struct relay_plan *plan, uint32_t item);
+/* Whether an item's rows are the rest of many that see a shared segment. */
+bool relay_cuda_is_rest(const struct relay_plan *plan, uint32_t group, uint32_t item);
 
 /* Whether warpgroups had better share tiles, on so many multiprocessors. */
 bool relay_cuda_is_paired(const struct relay_plan *plan, uint32_t num_kv_heads, uint32_t group,

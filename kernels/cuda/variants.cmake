@@ -5,18 +5,20 @@
 # With two warpgroups a block fills a multiprocessor, and they share tiles of 128 rows; such kernels
 # are for plans with long items of so many rows. With one, two blocks do, of two launches if need be.
 # beside is wgmma with units of many rows that finish their rows, for plans where requests' own
-# tokens stream beside them; more code, so short steps do without. wgmma needs sm_90a code, which runs on 9.0 alone; not for F8 of head dim 64, where ptxas 13.0 gives
-# the registers of the queries to the weights. -DRELAY_KERNELS=<regex> builds those whose names
-# match (and the kernel for every shape), for quick work on one of them.
+# tokens stream beside them; more code, so short steps do without. It stands behind the kernels that
+# are better for shorter rows. wgmma needs sm_90a code, which runs on 9.0 alone; not for F8 of head
+# dim 64, where ptxas 13.0 gives the registers of the queries to the weights.
+# -DRELAY_KERNELS=<regex> builds those whose names match (and the kernel for every shape), for quick
+# work on one of them.
 set(RELAY_CUDA_VARIANTS
   "pair_bf16_64      wgmma  bf16  bf16  64 6 2     90 90"
   "pair_f16_64       wgmma  f16   f16   64 6 2     90 90"
   "pair_bf16_128     wgmma  bf16  bf16 128 3 2     90 90"
   "pair_f16_128      wgmma  f16   f16  128 3 2     90 90"
-  "beside_bf16_128   beside bf16  bf16 128 3 1     90 90"
-  "beside_f16_128    beside f16   f16  128 3 1     90 90"
   "wgmma_bf16_64     wgmma  bf16  bf16  64 6 1     90 90"
   "wgmma_f16_64      wgmma  f16   f16   64 6 1     90 90"
+  "beside_bf16_128   beside bf16  bf16 128 3 1     90 90"
+  "beside_f16_128    beside f16   f16  128 3 1     90 90"
   "wgmma_bf16_128    wgmma  bf16  bf16 128 3 1     90 90"
   "wgmma_f16_128     wgmma  f16   f16  128 3 1     90 90"
   "mma_bf16_64       mma    bf16  bf16  64 4 1     80 0"

@@ -242,7 +242,7 @@ template <class C> struct pair_unit {
     }
 };
 
-/* Units of 17 rows or more, by the kernel's means. */
+/* Units of many rows, by the kernel's means. */
 template <class C, bool wgmma, bool pairs> struct wide_unit;
 
 template <class C> struct wide_unit<C, false, false> {

@@ -1,4 +1,4 @@
-/* Units of 17 to 64 packed rows (WIDE), by one warpgroup: a warp has 16 rows and all tokens of a
+/* Units of up to 64 packed rows (WIDE), by one warpgroup: a warp has 16 rows and all tokens of a
  * tile. With wgmma (but for F8) the scores of the next 64 tokens are computed while the softmax of
  * the current ones runs, so a stage is in use until the next tile's products have begun. Device
  * code. */

@@ -518,6 +518,22 @@ static void test_schedule_decode_has_no_cliffs(void)
     }
 }
 
+/* Read per request, a prompt is read by units of few rows. */
+static void test_schedule_never_shared(void)
+{
+    static const struct relay_cuda_geometry pair = {
+        .blocks = 132, .groups = 2, .pair = true, .fused = true};
+    static const struct relay_cuda_tuning defaults;
+    struct relay_error err;
+    struct batch b;
+    decode(&b, 32, 8, 32, 2048, 128);
+    CHECK_STILL();
+    b.in.sharing = RELAY_SHARING_NEVER;
+    CHECK_OK(relay_plan_build(plan, &b.in, &err), err);
+    CHECK_OK(relay_cuda_schedule_build(schedule, plan, 8, 4, &pair, &defaults, &err), err);
+    CHECK_EQ(schedule->num_wide, 0);
+}
+
 /* With early tiles: those finish their rows, their requests' own units only produce, and the other
  * requests finish themselves. */
 static void test_schedule_early_tiles(void)
@@ -588,6 +604,7 @@ int main(void)
     CHECK_RUN(test_schedule_decode_is_one_wave);
     CHECK_RUN(test_schedule_decode_beside);
     CHECK_RUN(test_schedule_decode_has_no_cliffs);
+    CHECK_RUN(test_schedule_never_shared);
     CHECK_RUN(test_schedule_early_tiles);
     CHECK_RUN(test_schedule_invariant_splits);
     relay_plan_destroy(plan);

@@ -15,6 +15,9 @@ static const struct relay_cuda_traits beside = {"beside_bf16_128",
                                                 false,
                                                 RELAY_CUDA_BESIDE,
                                                 115000};
+static const struct relay_cuda_traits short_rows = {
+    "wgmma_bf16_64", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 64, 90, 90, 1, false, RELAY_CUDA_SINGLE,
+    115000};
 static const struct relay_cuda_traits wgmma = {"wgmma_bf16_128",
                                                RELAY_DTYPE_BF16,
                                                RELAY_DTYPE_BF16,
@@ -41,8 +44,9 @@ static const struct relay_cuda_traits f8 = {"mma_bf16_f8_128",
 static const struct relay_cuda_traits simt = {
     "simt", RELAY_DTYPE_UNSPECIFIED, RELAY_DTYPE_UNSPECIFIED, 576, 0, 0, 0, true, RELAY_CUDA_SINGLE,
     0};
-static const struct relay_cuda_traits *const table[] = {&pair, &beside, &wgmma, &mma, &f8, &simt};
-#define NUM 6u
+static const struct relay_cuda_traits *const table[] = {&pair, &short_rows, &beside, &wgmma,
+                                                        &mma,  &f8,         &simt};
+#define NUM 7u
 
 static const struct relay_cuda_device h200 = {90, 232448, 132};
 static const struct relay_cuda_device a100 = {80, 166912, 108};
@@ -119,7 +123,7 @@ static void test_select_f8(void)
 static void test_select_by_name(void)
 {
     struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_PAIRED, "mma_bf16_128"), 3);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_PAIRED, "mma_bf16_128"), 4);
     CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_PAIRED, "wgmma_bf16_128"),
              NUM);
     CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_SINGLE, "pair_bf16_128"), 0);
@@ -130,10 +134,13 @@ static void test_select_by_sharing(void)
 {
     struct relay_shape shape = shape_of(128, 128, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
     CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_PAIRED, NULL), 0);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_BESIDE, NULL), 2);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_SINGLE, NULL), 3);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_PAIRED, NULL), 4);
+    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_BESIDE, NULL), 4);
+    /* Shorter rows have a better kernel than the one that finishes rows. */
+    shape = shape_of(64, 64, RELAY_DTYPE_BF16, RELAY_DTYPE_BF16);
     CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_BESIDE, NULL), 1);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &h200, RELAY_CUDA_SINGLE, NULL), 2);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_PAIRED, NULL), 3);
-    CHECK_EQ(relay_cuda_select(table, NUM, &shape, &a100, RELAY_CUDA_BESIDE, NULL), 3);
 }
 
 int main(void)

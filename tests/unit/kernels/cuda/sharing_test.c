@@ -124,6 +124,16 @@ static void test_sharing_beside_is_for_plain_plans(void)
     CHECK(is_beside(8, &b));
     in.sharing = RELAY_SHARING_NEVER;
     CHECK(!is_beside(8, &b));
+    /* Several tokens a request: its rows are not one tile's, as 16 requests' of one token are. */
+    decode(4, 240, 8192, 2048);
+    CHECK(is_beside(8, &b));
+    decode(4, 80, 8192, 2048);
+    for (uint32_t i = 0; i < 80; i++) {
+        entries[i].row_begin = 3 * i;
+        entries[i].q_len = 3;
+        entries[i].position -= 2;
+    }
+    CHECK(!is_beside(8, &b));
 }
 
 /* Of many lengths: more splits, so that what streams does not wait for the longest. */
@@ -148,10 +158,20 @@ static void test_sharing_rest(void)
     struct relay_error err;
     decode(4, 225, 2048, 160);
     CHECK_OK(relay_plan_build(plan, &in, &err), err);
-    CHECK(plan->num_items > 8 && !relay_cuda_is_rest(plan, 0));
+    CHECK(plan->num_items > 8 && !relay_cuda_is_rest(plan, 4, 0));
     CHECK_EQ(plan->items[7].row_count, 1);
-    CHECK(relay_cuda_is_rest(plan, 7) && !relay_cuda_is_rest(plan, 8));
+    CHECK(relay_cuda_is_rest(plan, 4, 7) && !relay_cuda_is_rest(plan, 4, 8));
     CHECK(is_beside(8, &b));
+    shape.kind.window = 1000; /* items see from different tokens on */
+    CHECK_OK(relay_plan_build(plan, &in, &err), err);
+    CHECK_EQ(plan->items[7].row_count, 1);
+    CHECK(relay_cuda_is_rest(plan, 4, 7));
+    shape.kind.window = 0;
+    in.sharing = RELAY_SHARING_NEVER; /* an item of one row each, one after the other */
+    CHECK_OK(relay_plan_build(plan, &in, &err), err);
+    for (uint32_t i = 0; i < plan->num_items; i++) {
+        CHECK(!relay_cuda_is_rest(plan, 4, i));
+    }
 }
 
 static bool is_paired(uint32_t group, uint32_t heads, uint32_t num, uint32_t prompt)
@@ -164,6 +184,7 @@ static bool is_paired(uint32_t group, uint32_t heads, uint32_t num, uint32_t pro
 
 static void test_sharing_paired(void)
 {
+    struct relay_error err;
     CHECK(is_paired(4, 8, 256, 8192));
     CHECK(is_paired(4, 8, 128, 8192));
     CHECK(is_paired(4, 8, 65, 8192));
@@ -171,6 +192,10 @@ static void test_sharing_paired(void)
     CHECK(!is_paired(4, 8, 256, 2048)); /* short */
     CHECK(!is_paired(4, 8, 16, 32768)); /* no tile of more than 64 rows */
     CHECK(!is_paired(4, 1, 32, 8192));  /* little to do */
+    decode(4, 128, 8192, 128);
+    in.sharing = RELAY_SHARING_NEVER;
+    CHECK_OK(relay_plan_build(plan, &in, &err), err);
+    CHECK(!relay_cuda_is_paired(plan, 8, 4, PROCESSORS));
 }
 
 int main(void)
