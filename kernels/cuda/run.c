@@ -39,11 +39,12 @@ static uint32_t kernel_for(const struct cuda_backend *cuda, const struct relay_p
     const struct relay_layer_kind *kind = &problem->shape->kind;
     const struct relay_plan *plan = problem->plan;
     uint32_t group = kind->num_q_heads / kind->num_kv_heads;
-    uint32_t kernel = cuda_kernel_of(cuda, problem->shape, RELAY_CUDA_BESIDE);
     struct relay_cuda_beside beside;
+    uint32_t kernel;
     if (cuda->batch_invariant || cuda->options.tuning.batch_invariant) {
         return cuda_kernel_of(cuda, problem->shape, RELAY_CUDA_SINGLE);
     }
+    kernel = cuda_kernel_of(cuda, problem->shape, RELAY_CUDA_BESIDE);
     if (kernel < cuda->num_kernels && cuda->traits[kernel]->sharing == RELAY_CUDA_BESIDE &&
         relay_cuda_is_beside(plan, kind->num_kv_heads, group, cuda_blocks_of(cuda, kernel),
                              &beside)) {
@@ -307,19 +308,14 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* Second units for the warpgroups that begin with units that wait: the last ones, if nobody waits
- * for these (late_begin so far says from where on) and they wait for such first units alone; else
- * those warpgroups have no more to do. `groups`: warpgroups of the launch. */
-static void fill_late(struct relay_cuda_params *p, uint32_t groups)
+/* Where second units begin of the warpgroups that begin with units that wait: they are the last
+ * ones, if nobody waits for these (p->late_begin so far says from where on) and they wait for such
+ * first units alone; else those warpgroups have no more to do. `fixed`: units without a ticket. */
+static uint32_t late_begin(const struct relay_cuda_params *p, uint32_t fixed)
 {
-    uint32_t fixed = 2 * groups - p->beside; /* numbers of the others' first two */
     bool seconds = p->number_end == p->narrow_end && p->number_end >= fixed + p->beside &&
                    p->number_end - p->beside >= p->late_begin;
-    p->late_begin = p->number_end - (seconds ? p->beside : 0);
-    p->flags &= ~(uint32_t)(RELAY_CUDA_P_DYNAMIC | RELAY_CUDA_P_APART);
-    if (p->late_begin > fixed) {
-        p->flags |= RELAY_CUDA_P_DYNAMIC;
-    }
+    return p->number_end - (seconds ? p->beside : 0);
 }
 
 /* Launches numbers [begin, end) on as many blocks as are of use. */
@@ -331,21 +327,19 @@ static enum relay_code launch_numbers(struct cuda_backend *cuda, uint32_t kernel
     uint32_t pairs = p->pair_end > begin ? p->pair_end - begin : 0;
     uint32_t others = end - begin - pairs;
     uint32_t blocks = min_u32(others, UINT32_MAX - pairs) + pairs;
+    uint32_t fixed;
     p->number_begin = begin;
     p->number_end = end;
     p->pair_end = begin + pairs;
     p->flags &= ~(uint32_t)(RELAY_CUDA_P_DYNAMIC | RELAY_CUDA_P_APART);
     if (groups != 0) {
         blocks = min_u32(blocks, cuda_blocks_of(cuda, kernel));
-        if (pairs < blocks && others <= groups * (blocks - pairs)) {
+        fixed = 2 * groups * blocks - p->beside; /* but for second units that are late */
+        p->late_begin = late_begin(p, fixed);
+        if (p->beside == 0 && pairs < blocks && others <= groups * (blocks - pairs)) {
             p->flags |= RELAY_CUDA_P_APART; /* everything at once */
-        } else if (others > 2 * groups * blocks) {
+        } else if (p->late_begin - p->pair_end > fixed) {
             p->flags |= RELAY_CUDA_P_DYNAMIC;
-        }
-        if (p->beside != 0) {
-            fill_late(p, groups * blocks);
-        } else {
-            p->late_begin = end;
         }
     }
     return launch(cuda, kernel, p, blocks, overlap, err);

@@ -87,12 +87,10 @@ static bool is_own_of_several(const struct schedule_builder *b, uint32_t i)
  */
 static uint32_t kind_of(const struct schedule_builder *b, uint32_t item, uint32_t packed)
 {
-    bool wide =
-        (b->tuning->batch_invariant &&
-         (b->plan->segments[b->plan->items[item].segment].shared || is_own_of_several(b, item))) ||
-        (b->plan->segments[b->plan->items[item].segment].shared &&
-         (packed < b->plan->items[item].row_count * b->group ||
-          relay_cuda_is_rest(b->plan, b->group, item)));
+    const struct relay_item *of = &b->plan->items[item];
+    bool shared = b->plan->segments[of->segment].shared;
+    bool rest = packed < of->row_count * b->group || relay_cuda_is_rest(b->plan, b->group, item);
+    bool wide = b->tuning->batch_invariant ? shared || is_own_of_several(b, item) : shared && rest;
     if (packed <= RELAY_CUDA_ROWS_NARROW && !wide) {
         return RELAY_CUDA_NARROW;
     }
@@ -214,7 +212,7 @@ static void mark_alone(struct schedule_builder *b)
  */
 
 static enum relay_code add_group(struct schedule_builder *b, uint32_t atom, uint32_t begin,
-                                 uint32_t end, struct relay_error *err)
+                                 uint32_t end, bool finished, struct relay_error *err)
 {
     const uint32_t *cover_begin = b->cover_begin.data;
     enum relay_code code = schedule_grow(&b->groups, (size_t)b->num_groups + 1, err);
@@ -224,6 +222,7 @@ static enum relay_code add_group(struct schedule_builder *b, uint32_t atom, uint
             .packed_end = end,
             .cover_begin = cover_begin[atom],
             .cover_count = cover_begin[atom + 1] - cover_begin[atom],
+            .finished = finished,
         };
     }
     return code;
@@ -323,13 +322,14 @@ static enum relay_code make_groups(struct schedule_builder *b, struct relay_erro
         uint32_t begin = row * b->group + a % b->atoms_of_row * b->atom_rows;
         uint32_t end = begin + b->atom_rows;
         uint32_t first = a++;
-        uint32_t most = rows_together(b, units, first);
+        uint32_t most;
         if (early != NULL) {
             early->group = b->num_groups;
-            code = add_group(b, first, early->packed_begin, early->packed_end, err);
+            code = add_group(b, first, early->packed_begin, early->packed_end, true, err);
             a = atom_of(b, early->packed_end - 1) + 1;
             continue;
         }
+        most = rows_together(b, units, first);
         if (end > (row + 1) * b->group) {
             end = (row + 1) * b->group;
         }
@@ -339,14 +339,14 @@ static enum relay_code make_groups(struct schedule_builder *b, struct relay_erro
             a++;
         }
         for (; code == RELAY_OK && begin < end; begin += most) {
-            code = add_group(b, first, begin, end - begin < most ? end : begin + most, err);
+            code = add_group(b, first, begin, end - begin < most ? end : begin + most, false, err);
         }
     }
     return code;
 }
 
-/* Who finishes each group: an early tile, or its last one, if that is the group's alone, else a
- * MERGE unit. */
+/* Who finishes each group that no early tile does: its last tile, if that is the group's alone,
+ * else a MERGE unit. */
 static void choose_finals(struct schedule_builder *b)
 {
     struct schedule_tile *tiles = schedule_tiles(b);
@@ -354,11 +354,7 @@ static void choose_finals(struct schedule_builder *b)
     const uint32_t *covers = b->covers.data;
     for (uint32_t g = 0; g < b->num_groups; g++) {
         struct schedule_tile *last;
-        if (groups[g].cover_count == 0) {
-            continue;
-        }
-        if (early_tile(b, atom_of(b, groups[g].packed_begin)) != NULL) {
-            groups[g].finished = true;
+        if (groups[g].cover_count == 0 || groups[g].finished) {
             continue;
         }
         last = &tiles[covers[groups[g].cover_begin + groups[g].cover_count - 1]];

@@ -95,16 +95,17 @@ static uint64_t beside_cost(const struct schedule_builder *b, const struct sched
     return max_u64(wide > narrow ? wide + narrow / 4 : narrow + wide / 4, least);
 }
 
-/* The same with the shared ones over all warpgroups first. */
-static uint64_t after_cost(const struct schedule_builder *b, const struct schedule_load loads[2],
-                           uint32_t quantum)
-{
-    return wide_cost(b, &loads[0], quantum) + stream_cost(b, &loads[1]) + 2 * UNIT;
-}
-
 static uint32_t parts_of(const struct schedule_load *load, uint32_t quantum)
 {
     return relay_ceil_div_u32(load->longest, quantum * RELAY_CUDA_STEP_TOKENS);
+}
+
+/* The same with the shared ones over all warpgroups first, and with the partial results. */
+static uint64_t after_cost(const struct schedule_builder *b, const struct schedule_load loads[2],
+                           uint32_t quantum)
+{
+    return wide_cost(b, &loads[0], quantum) + stream_cost(b, &loads[1]) + 2 * UNIT +
+           parts_of(&loads[0], quantum) * SCHEDULE_SLOT_COST;
 }
 
 /* Whether so many KV heads may be side by side: all of them, or as told. */
@@ -121,11 +122,10 @@ static uint32_t early_quantum(struct schedule_builder *b, const struct schedule_
     const struct relay_cuda_tuning *t = b->tuning;
     uint32_t slots = schedule_warpgroups(b);
     struct relay_cuda_beside beside = {0, 2, t->early_tiles};
-    if (!b->geometry->finals || !b->geometry->fused || t->shared_splits != 0 ||
-        t->own_splits != 0) {
+    if (!b->geometry->finals || !b->geometry->fused) {
         return 0;
     }
-    if (t->early_tiles != 0 && loads[0].tiles <= slots / 2) {
+    if (t->early_tiles != 0) {
         beside.quantum =
             schedule_max(shared_quantum(b, &loads[0], slots / 2), SCHEDULE_STEPS_LEAST);
     } else if (!relay_cuda_is_beside(b->plan, b->heads, b->group, slots, &beside)) {
@@ -149,33 +149,30 @@ static bool is_plain(const struct schedule_load loads[2])
 uint64_t schedule_after_cost(const struct schedule_builder *b, const struct schedule_load loads[2])
 {
     uint32_t slots = schedule_warpgroups(b);
-    uint32_t quantum;
-    if (!is_plain(loads) || loads[0].tiles > slots) {
-        return UINT64_MAX;
-    }
-    quantum = shared_quantum(b, &loads[0], slots);
-    return after_cost(b, loads, quantum) + parts_of(&loads[0], quantum) * SCHEDULE_SLOT_COST;
+    return is_plain(loads) && loads[0].tiles <= slots
+               ? after_cost(b, loads, shared_quantum(b, &loads[0], slots))
+               : UINT64_MAX;
 }
 
 uint32_t schedule_beside(struct schedule_builder *b, const struct schedule_load loads[2])
 {
     uint32_t slots = schedule_warpgroups(b);
-    uint32_t found = is_plain(loads) ? early_quantum(b, loads) : 0;
-    uint32_t quantum, all;
+    uint32_t found, quantum, all;
     uint64_t best;
-    if (found != 0) {
-        return found;
-    }
     if (b->geometry->one_head || b->tuning->shared_splits != 0 || b->tuning->own_splits != 0 ||
-        !is_plain(loads) || loads[0].tiles > slots / 2 || loads[1].tiles <= slots / 2) {
+        !is_plain(loads) || loads[0].tiles > slots / 2) {
         return 0;
+    }
+    found = early_quantum(b, loads);
+    if (found != 0 || loads[1].tiles <= slots / 2) {
+        return found;
     }
     quantum = schedule_max(shared_quantum(b, &loads[0], slots / 2), SCHEDULE_STEPS_LEAST);
     all = shared_quantum(b, &loads[0], slots);
     if (parts_of(&loads[0], all) > SCHEDULE_SPLITS_MOST) {
         return 0;
     }
-    best = after_cost(b, loads, all) + parts_of(&loads[0], all) * SCHEDULE_SLOT_COST;
+    best = after_cost(b, loads, all);
     for (uint32_t h = 1; h <= 4; h *= 2) {
         uint64_t cost = heads_fit(b, h) ? beside_cost(b, loads, quantum, h) : UINT64_MAX;
         if (cost < best &&

@@ -12,10 +12,9 @@ static bool is_many(const struct relay_item *item, uint32_t group)
 bool relay_cuda_is_rest(const struct relay_plan *plan, uint32_t group, uint32_t item)
 {
     const struct relay_item *rest = &plan->items[item];
-    const struct relay_item *before = item != 0 ? rest - 1 : rest;
-    return before != rest && is_many(before, group) && plan->segments[rest->segment].shared &&
-           before->segment == rest->segment &&
-           before->row_begin + before->row_count == rest->row_begin;
+    return item != 0 && is_many(rest - 1, group) && plan->segments[rest->segment].shared &&
+           rest[-1].segment == rest->segment &&
+           rest[-1].row_begin + rest[-1].row_count == rest->row_begin;
 }
 
 /* ---- two that share tiles ---- */

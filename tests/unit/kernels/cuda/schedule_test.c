@@ -2,6 +2,7 @@
  * a FINAL one after its producers, and every row must come out as a softmax over what the plan's
  * input lets it see. So splits, slots, sources, masks, appends and the order are all checked. */
 #include "cuda/schedule.h"
+#include "decode_input.h"
 #include "testlib/check.h"
 #include "testlib/rng.h"
 
@@ -384,36 +385,10 @@ static void test_schedule_random_batches(void)
 static void decode(struct batch *b, uint32_t q_heads, uint32_t kv_heads, uint32_t entries,
                    uint32_t prompt, uint32_t context)
 {
-    static uint32_t pages[4096];
     struct relay_error err;
     memset(b, 0, sizeof(*b));
-    b->shape.kind = (struct relay_layer_kind){.num_q_heads = q_heads,
-                                              .num_kv_heads = kv_heads,
-                                              .head_dim_qk = 128,
-                                              .head_dim_v = 128,
-                                              .scale = 1.0f};
-    b->shape.kv_dtype = b->shape.io_dtype = b->shape.out_dtype = RELAY_DTYPE_BF16;
-    b->segments[0] = (struct relay_segment){pages, prompt, 0, RELAY_NO_SEGMENT};
-    for (uint32_t i = 0; i < entries; i++) {
-        b->entries[i] = (struct relay_entry){.row_begin = i,
-                                             .q_len = 1,
-                                             .segment = 0,
-                                             .position = prompt + context - 1,
-                                             .pages = pages,
-                                             .context_position = prompt,
-                                             .context_tokens = context,
-                                             .append = true};
-    }
-    b->in = (struct relay_plan_input){.shape = &b->shape,
-                                      .segments = b->segments,
-                                      .num_segments = 1,
-                                      .entries = b->entries,
-                                      .num_entries = entries,
-                                      .page_tokens = PAGE_TOKENS,
-                                      .split_tokens_min = 64,
-                                      .splits_max = 1,
-                                      .block_tokens = 64,
-                                      .item_rows_max = 128 / (q_heads / kv_heads)};
+    b->in = decode_input(&b->shape, b->segments, b->entries, q_heads, kv_heads, entries, prompt,
+                         context);
     CHECK_OK(relay_plan_build(plan, &b->in, &err), err);
 }
 

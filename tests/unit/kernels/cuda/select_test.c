@@ -2,50 +2,24 @@
 #include "cuda/select.h"
 #include "testlib/check.h"
 
-static const struct relay_cuda_traits pair = {
-    "pair_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 90, 90, 2, false, RELAY_CUDA_PAIRED,
-    231000};
-static const struct relay_cuda_traits beside = {"beside_bf16_128",
-                                                RELAY_DTYPE_BF16,
-                                                RELAY_DTYPE_BF16,
-                                                128,
-                                                90,
-                                                90,
-                                                1,
-                                                false,
-                                                RELAY_CUDA_BESIDE,
-                                                115000};
-static const struct relay_cuda_traits short_rows = {
-    "wgmma_bf16_64", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 64, 90, 90, 1, false, RELAY_CUDA_SINGLE,
-    115000};
-static const struct relay_cuda_traits wgmma = {"wgmma_bf16_128",
-                                               RELAY_DTYPE_BF16,
-                                               RELAY_DTYPE_BF16,
-                                               128,
-                                               90,
-                                               90,
-                                               1,
-                                               false,
-                                               RELAY_CUDA_SINGLE,
-                                               115000};
-static const struct relay_cuda_traits mma = {
-    "mma_bf16_128", RELAY_DTYPE_BF16, RELAY_DTYPE_BF16, 128, 80, 0, 1, true, RELAY_CUDA_SINGLE,
-    83000};
-static const struct relay_cuda_traits f8 = {"mma_bf16_f8_128",
-                                            RELAY_DTYPE_BF16,
-                                            RELAY_DTYPE_F8_E4M3,
-                                            128,
-                                            80,
-                                            0,
-                                            1,
-                                            true,
-                                            RELAY_CUDA_SINGLE,
-                                            99000};
+/* Stored K/V, head dim at most, capability (least, most), warpgroups, special, sharing, bytes. */
+#define KERNEL(name, kv, dim, least, most, groups, special, sharing, bytes)                        \
+    &(const struct relay_cuda_traits)                                                              \
+    {                                                                                              \
+        name, RELAY_DTYPE_BF16, RELAY_DTYPE_##kv, dim, least, most, groups, special,               \
+            RELAY_CUDA_##sharing, bytes                                                            \
+    }
 static const struct relay_cuda_traits simt = {
     "simt", RELAY_DTYPE_UNSPECIFIED, RELAY_DTYPE_UNSPECIFIED, 576, 0, 0, 0, true, RELAY_CUDA_SINGLE,
     0};
-static const struct relay_cuda_traits *const table[] = {&pair, &short_rows, &beside, &wgmma,
-                                                        &mma,  &f8,         &simt};
+static const struct relay_cuda_traits *const table[] = {
+    KERNEL("pair_bf16_128", BF16, 128, 90, 90, 2, false, PAIRED, 231000),
+    KERNEL("wgmma_bf16_64", BF16, 64, 90, 90, 1, false, SINGLE, 115000),
+    KERNEL("beside_bf16_128", BF16, 128, 90, 90, 1, false, BESIDE, 115000),
+    KERNEL("wgmma_bf16_128", BF16, 128, 90, 90, 1, false, SINGLE, 115000),
+    KERNEL("mma_bf16_128", BF16, 128, 80, 0, 1, true, SINGLE, 83000),
+    KERNEL("mma_bf16_f8_128", F8_E4M3, 128, 80, 0, 1, true, SINGLE, 99000),
+    &simt};
 #define NUM 7u
 
 static const struct relay_cuda_device h200 = {90, 232448, 132};

@@ -1,9 +1,9 @@
 /* Who computes shared tokens: by plans as the benches have them, on an H200's 264 warpgroups. */
 #include "cuda/sharing.h"
+#include "decode_input.h"
 #include "testlib/check.h"
 
 #define ENTRIES_MAX 256u
-#define PAGE_TOKENS 16u
 #define WARPGROUPS  264u
 #define PROCESSORS  132u
 
@@ -13,39 +13,9 @@ static struct relay_entry entries[ENTRIES_MAX];
 static struct relay_plan_input in;
 static struct relay_shape shape;
 
-/* Requests with a new token each on one prompt. */
 static void decode(uint32_t group, uint32_t num, uint32_t prompt, uint32_t context)
 {
-    static uint32_t pages[4096];
-    shape = (struct relay_shape){.kind = {.num_q_heads = group,
-                                          .num_kv_heads = 1,
-                                          .head_dim_qk = 128,
-                                          .head_dim_v = 128,
-                                          .scale = 1.0f},
-                                 .kv_dtype = RELAY_DTYPE_BF16,
-                                 .io_dtype = RELAY_DTYPE_BF16,
-                                 .out_dtype = RELAY_DTYPE_BF16};
-    segments[0] = (struct relay_segment){pages, prompt, 0, RELAY_NO_SEGMENT};
-    for (uint32_t i = 0; i < num; i++) {
-        entries[i] = (struct relay_entry){.row_begin = i,
-                                          .q_len = 1,
-                                          .segment = 0,
-                                          .position = prompt + context - 1,
-                                          .pages = pages,
-                                          .context_position = prompt,
-                                          .context_tokens = context,
-                                          .append = true};
-    }
-    in = (struct relay_plan_input){.shape = &shape,
-                                   .segments = segments,
-                                   .num_segments = 1,
-                                   .entries = entries,
-                                   .num_entries = num,
-                                   .page_tokens = PAGE_TOKENS,
-                                   .split_tokens_min = 64,
-                                   .splits_max = 1,
-                                   .block_tokens = 64,
-                                   .item_rows_max = 128 / group};
+    in = decode_input(&shape, segments, entries, group, 1, num, prompt, context);
 }
 
 static bool is_beside(uint32_t heads, struct relay_cuda_beside *out)
